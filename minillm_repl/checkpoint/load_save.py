@@ -157,7 +157,7 @@ def read_config(path: Path) -> AnyConfig | None:
     if is_gguf(path):
         from minillm_repl.checkpoint.gguf.read import read_gguf_config
 
-        return read_gguf_config(read_split_headers(path))
+        return read_gguf_config(read_split_headers(path, keep_strings=False))
     if foreign.find_adapter_folder(path):
         return None  # it is that of another model
     folder = find_folder(path)
@@ -201,7 +201,9 @@ def summarise(path: Path) -> Summary | None:
         is_file = folder is None or folder.weight_file is not None
         files = [path] if is_file else sorted(path.glob("*.safetensors"))
         headers: Sequence[Header | GGUFHeader] = (
-            read_split_headers(path) if is_gguf(path) else [read_header(file) for file in files]
+            read_split_headers(path, keep_strings=False)
+            if is_gguf(path)
+            else [read_header(file) for file in files]
         )
         stats = [header.path.stat() for header in headers]
     except (UserError, OSError):
@@ -226,7 +228,9 @@ def read_model_type(path: Path) -> str:
     Raises UserError.
     """
     if is_gguf(path):
-        return find_architecture(read_split_headers(path)[0].metadata).model_type
+        return find_architecture(
+            read_split_headers(path, keep_strings=False)[0].metadata
+        ).model_type
     folder = find_folder(path) if is_in_folder(path) else None
     return folder.family.model_type if folder is not None else ""
 

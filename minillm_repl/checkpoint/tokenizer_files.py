@@ -9,6 +9,7 @@ from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.model.config import AnyConfig
 from minillm_repl.safetext import safe_line
+from minillm_repl.storage.files import parse_json
 from minillm_repl.tokenizer import Tokenizer
 from minillm_repl.tokenizer.description import add_tokens, added_token, with_bos_token
 from minillm_repl.tokenizer.ids import IdTokenizer
@@ -37,9 +38,11 @@ def read_tokenizer(folder: Folder, config: AnyConfig) -> Tokenizer:
     try:
         text = folder.text(TOKENIZER)
         has_merges = text is None
-        description = None if has_merges else folder.json(TOKENIZER)
-        if has_merges:
+        description: Mapping[str, Any] | None
+        if text is None:
             description = _from_merges(folder, declared)
+        else:
+            description = parse_json(text, safe_line(str(folder.path / TOKENIZER)))
         if description is None:
             return IdTokenizer(config.vocab_size)  # only weights
         if not isinstance(description, dict):

@@ -5,7 +5,6 @@ import os
 import re
 import stat
 from contextlib import suppress
-from itertools import accumulate
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -136,7 +135,6 @@ _MAX_PARTS = 5_000_000  # values of a JSON text; the largest tokenizer.json has 
 _MAX_DEPTH = 64  # nested JSON arrays and objects
 # Possessive (*+) and open at the end: the pattern never backtracks, so it takes linear time.
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)', re.DOTALL)
-_BRACKET = re.compile(r"[\[\]{}]")
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -151,7 +149,7 @@ def parse_json(data: bytes | str, what: str, max_parts: int = _MAX_PARTS) -> Any
         raise UserError(_("{what} is not valid JSON: it is not UTF-8", what=what)) from None
     try:
         _check_json_limits(text, max_parts)
-        value = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constants)
+        value = _loads(text)
         if _SURROGATE.search(text):  # a pair is a character; a lone one fails here
             json.dumps(value, ensure_ascii=False).encode()
     except ValueError as error:
@@ -165,19 +163,38 @@ def parse_json(data: bytes | str, what: str, max_parts: int = _MAX_PARTS) -> Any
 
 
 def _check_json_limits(text: str, max_parts: int) -> None:
-    """Raise ValueError if a JSON text has too many values, or is nested too deeply.
-
-    A parsed value takes far more memory than its text.
-    """
+    """Raise ValueError if a JSON text has too many values. A parsed value takes far more memory."""
+    # An upper bound, which nearly every text keeps: brackets and commas in strings count too.
+    if text.count("[") + text.count("{") + text.count(",") <= max_parts:
+        return
     # A value has at most two strings: a key and a text.
     bare, strings = _STRING.subn("", text, count=2 * max_parts + 1)
     opened = bare.count("[") + bare.count("{")
     if strings > 2 * max_parts or opened + bare.count(",") > max_parts:
         raise ValueError(_("it has more than {most:,} parts", most=max_parts))
-    if opened > _MAX_DEPTH:
-        deeper = map({"[": 1, "{": 1, "]": -1, "}": -1}.__getitem__, _BRACKET.findall(bare))
-        if max(accumulate(deeper)) > _MAX_DEPTH:
-            raise ValueError(_("nested too deeply"))
+
+
+def _loads(text: str) -> Any:
+    """Return the value of a JSON text. Raises ValueError, also if it is nested too deeply."""
+    try:
+        value = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constants)
+    except RecursionError:
+        raise ValueError(_("nested too deeply")) from None
+    _check_depth(value)
+    return value
+
+
+def _check_depth(value: Any) -> None:
+    """Raise ValueError if a value is nested too deeply for the code that walks through it."""
+    level = [value] if isinstance(value, dict | list) else []
+    for _depth in range(_MAX_DEPTH + 1):
+        inner = [each.values() if isinstance(each, dict) else each for each in level]
+        # Types first: a vocabulary has 150,000 numbers, of which none is a container.
+        nested = [values for values in inner if {dict, list} & set(map(type, values))]
+        level = [each for values in nested for each in values if isinstance(each, dict | list)]
+        if not level:
+            return
+    raise ValueError(_("nested too deeply"))
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

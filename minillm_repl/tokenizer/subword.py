@@ -31,6 +31,7 @@ from minillm_repl.tokenizer.library import (
     random_names,
     replace_surrogates,
 )
+from minillm_repl.tokenizer.plain import assemble, largest_plain_id, make_plain_tokenizer
 
 
 class SubwordTokenizer(Tokenizer):
@@ -38,7 +39,8 @@ class SubwordTokenizer(Tokenizer):
 
     `special_tokens_map` gives the special tokens by role (`bos_token`, `eos_token`, `unk_token`).
     `vocab_size` is the number of ids of the model; there may be fewer tokens. Raises UserError if
-    the library refuses the description.
+    the library refuses the description. With `text` None, the library writes the text when it is
+    needed.
     """
 
     def __init__(
@@ -46,34 +48,47 @@ class SubwordTokenizer(Tokenizer):
         description: Mapping[str, Any],
         special_tokens_map: Mapping[str, str],
         vocab_size: int,
-        text: str = "",
+        text: str | None = "",
     ) -> None:
         self.special_tokens_map, self._vocab_size = dict(special_tokens_map), vocab_size
+        largest = largest_plain_id(description)
         # The text takes a tenth of the memory of the parsed description.
-        self._json = text or json.dumps(description, ensure_ascii=False)
-        # A hostile description can crash the library: the sandbox tries it first.
-        largest = largest_token_id(self._json)
+        self._text = text or ""
+        if not text and (text is not None or largest is None):
+            self._text = json.dumps(description, ensure_ascii=False)
         with library_errors():
+            library = None if largest is None else make_plain_tokenizer(description)
+        if library is None:
+            self._text = self._text or json.dumps(description, ensure_ascii=False)
+            # A hostile description can crash the library: the sandbox tries it first.
+            largest = largest_token_id(self._text)
+        with library_errors():
+            self._tokenizer = make_tokenizer(self._text) if library is None else library
             self._load_library(description)
+        assert largest is not None
         self._all_in_range = max((largest, *self._names, *self._special_tokens)) < vocab_size
         self._check_ids(list(self.start_ids))
 
     def _load_library(self, description: Mapping[str, Any]) -> None:
-        """Make the library's tokenizers, and the bytes of every token."""
-        self._tokenizer = make_tokenizer(self._json)
+        """Make the library's other tokenizers, and what is known of each token."""
         # A text that continues another one gets no space before it.
         continuing = without_prefix_space(description)
         self._tokenizer_without_prefix = self._tokenizer
         if continuing != description:
-            self._tokenizer_without_prefix = make_tokenizer(
-                json.dumps(continuing, ensure_ascii=False)
+            self._tokenizer_without_prefix = (
+                assemble(continuing, self._tokenizer.model)
+                if largest_plain_id(continuing) is not None
+                else make_tokenizer(json.dumps(continuing, ensure_ascii=False))
             )
         self._added_tokens = self._tokenizer.get_added_tokens_decoder()
         # Special tokens without a role (`<|im_end|>`) are control too, and never text.
         self._special_tokens = {
             token: entry.content for token, entry in self._added_tokens.items() if entry.special
         }
-        vocabulary = self._tokenizer.get_vocab(with_added_tokens=False)
+        # A vocabulary with scores is a list, which the library has numbered.
+        vocabulary = description["model"].get("vocab")
+        if not isinstance(vocabulary, dict):
+            vocabulary = self._tokenizer.get_vocab(with_added_tokens=False)
         self._names = {token: name for name, token in vocabulary.items()}
         self._decode_name = make_name_decoder(description, self._tokenizer)
         ordinary = [entry for entry in self._added_tokens.items() if not entry[1].special]
@@ -177,6 +192,13 @@ class SubwordTokenizer(Tokenizer):
                 )
                 ids = encoding.ids
         return self._check_ids(ids), encoding, boundaries
+
+    @property
+    def _json(self) -> str:
+        """Its tokenizer.json."""
+        if not self._text:
+            self._text = self._tokenizer.to_str()
+        return self._text
 
     @cached_property
     def _escape_encoder(self) -> EscapeEncoder:

@@ -17,9 +17,13 @@ _FORMATS = {  # of `struct`, by the type of a value
 
 
 class Cursor:
-    """Reads a file from its start on, some bytes at a time, and never past its end."""
+    """Reads a file from its start on, some bytes at a time, and never past its end.
 
-    def __init__(self, file: BinaryIO, size: int, name: str) -> None:
+    Without `keep_strings` it passes over arrays of strings, the vocabulary, and returns them empty.
+    """
+
+    def __init__(self, file: BinaryIO, size: int, name: str, *, keep_strings: bool = True) -> None:
+        self._keep_strings = keep_strings
         self._file, self._size, self.name_of_file = file, size, name
         self._data, self._at = b"", 0  # what is read, and how much of it is used
         self._start = file.tell()  # of `_data` in the file
@@ -97,24 +101,26 @@ class Cursor:
 
     def _strings(self, count: int) -> list[str]:
         """Return the next strings. The loop is plain: a vocabulary may have 260,000."""
-        pieces = list[bytes]()
+        pieces, keep = list[bytes](), self._keep_strings
         length_at = struct.Struct("<Q").unpack_from
         data, at = self._data, self._at
+        last = len(data) - 8  # where a length can begin
         for _number in range(count):
-            end = at + 8
-            length = length_at(data, at)[0] if end <= len(data) else -1
-            if length < 0 or end + length > len(data):
+            length = length_at(data, at)[0] if at <= last else -1
+            end = at + 8 + length
+            if length < 0 or end > last + 8:
                 self._at = at
                 self._need(8)
                 length = length_at(self._data, self._at)[0]
                 self._need(8 + length)
                 data, at = self._data, self._at
-                end = at + 8
-            at = end + length
-            pieces.append(data[end:at])
+                last, end = len(data) - 8, at + 8 + length
+            if keep:
+                pieces.append(data[at + 8 : end])
+            at = end
         self._at = at
         try:
-            return [piece.decode() for piece in pieces]
+            return list(map(bytes.decode, pieces))
         except UnicodeDecodeError:
             raise self.damaged(_("a string that is not UTF-8")) from None
 

@@ -69,10 +69,13 @@ class GGUFHeader:
     tensors: dict[str, TensorInfo]
 
 
-def read_gguf_header(path: Path) -> GGUFHeader:
-    """Read the header of a GGUF file. Raises UserError naming the file."""
+def read_gguf_header(path: Path, *, keep_strings: bool = True) -> GGUFHeader:
+    """Read the header of a GGUF file. Raises UserError naming the file.
+
+    Without `keep_strings` arrays of strings are empty: a vocabulary takes the longest.
+    """
     with open_regular(path) as file:
-        return parse_gguf_header(file, path)
+        return parse_gguf_header(file, path, keep_strings=keep_strings)
 
 
 def is_gguf(path: Path) -> bool:
@@ -84,12 +87,13 @@ def is_gguf(path: Path) -> bool:
         return False
 
 
-def read_split_headers(path: Path) -> list[GGUFHeader]:
+def read_split_headers(path: Path, *, keep_strings: bool = True) -> list[GGUFHeader]:
     """Return the header of a file; of a split file, those of all its parts, in their order.
 
-    The user may have named any part. Raises UserError.
+    The user may have named any part. Without `keep_strings` arrays of strings are empty. Raises
+    UserError.
     """
-    header = read_gguf_header(path)
+    header = read_gguf_header(path, keep_strings=keep_strings)
     count = header.metadata.get("split.count", 1)
     if count in (0, 1):
         return [header]
@@ -103,7 +107,10 @@ def read_split_headers(path: Path) -> list[GGUFHeader]:
         path.with_name(f"{match['stem']}-{number:05}-of-{match['count']}{GGUF_SUFFIX}")
         for number in range(1, count + 1)
     ]
-    headers = [header if each == path else read_gguf_header(each) for each in paths]
+    headers = [
+        header if each == path else read_gguf_header(each, keep_strings=keep_strings)
+        for each in paths
+    ]
     for number, each in enumerate(headers):
         if (each.metadata.get("split.no"), each.metadata.get("split.count")) != (number, count):
             raise UserError(
@@ -120,14 +127,14 @@ def read_split_headers(path: Path) -> list[GGUFHeader]:
     return headers
 
 
-def parse_gguf_header(file: BinaryIO, path: Path) -> GGUFHeader:
+def parse_gguf_header(file: BinaryIO, path: Path, *, keep_strings: bool = True) -> GGUFHeader:
     """Read the header of an open file. `path` is its name in errors. Raises UserError."""
     name = safe_line(str(path))
     size = file.seek(0, io.SEEK_END)
     file.seek(0)
     _check_magic(file.read(SIGNATURE_BYTES), name)
     file.seek(len(MAGIC))
-    cursor = Cursor(file, size, name)
+    cursor = Cursor(file, size, name, keep_strings=keep_strings)
     version = cursor.number("I")
     if version not in VERSIONS:
         swapped = int.from_bytes(version.to_bytes(4, "little"), "big")

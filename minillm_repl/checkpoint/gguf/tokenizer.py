@@ -4,6 +4,7 @@ A file has the tokens, their types, and for a byte-level BPE the merges.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, repeat
 from typing import Any
 
 from minillm_repl.checkpoint import ChatTemplate
@@ -34,6 +35,21 @@ _ENDS = (
 _MAX_MERGE_TOKEN = 200  # characters; splits of longer tokens of a SentencePiece are not tried
 
 
+def split_merges(merges: Sequence[str]) -> list[tuple[str, ...]] | None:
+    """Return the two tokens of each merge; None if one has not two.
+
+    A space stands between them, and is no letter of a byte-level BPE, whose own space is Ġ; a token
+    may still begin with one.
+    """
+    pairs = list(map(tuple, map(str.split, merges, repeat(" "))))
+    if set(map(len, pairs)) <= {2} and "" not in chain.from_iterable(pairs):
+        return pairs  # of all files that are known
+    places = [merge.find(" ", 1) for merge in merges]
+    if not all(1 <= at < len(merge) - 1 for at, merge in zip(places, merges, strict=True)):
+        return None
+    return [(merge[:at], merge[at + 1 :]) for at, merge in zip(places, merges, strict=True)]
+
+
 class GGUFTokenizer:
     """What a file says of its tokenizer. Every method raises UserError."""
 
@@ -53,7 +69,8 @@ class GGUFTokenizer:
             )
         if not set(self._types) <= {0, NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE}:
             raise UserError(_("it has a token of an unknown type"))
-        if len(set(self._tokens)) < len(self._tokens):
+        self._ids = {token: id_ for id_, token in enumerate(self._tokens)}
+        if len(self._ids) < len(self._tokens):
             raise UserError(_("it has a token twice"))
         self._model, self._pre = self._string("model"), self._string("pre")
 
@@ -81,7 +98,7 @@ class GGUFTokenizer:
         }
         if self._adds_bos and "bos_token" in self.roles:
             described = with_bos_token(described, self.roles["bos_token"])
-        return SubwordTokenizer(described, self.roles, self._vocab_size)
+        return SubwordTokenizer(described, self.roles, self._vocab_size, None)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -112,8 +129,8 @@ class GGUFTokenizer:
     def eos_token_ids(self) -> tuple[int, ...]:
         """Return the tokens that end a text or a turn, each once."""
         named = [self._id(f"{name}_token_id") for name in ("eos", "eot", "eom")]
-        ids = {token: id_ for id_, token in enumerate(self._tokens)}
-        known = [ids[name] for name in _ENDS if name in ids and self._is_special(ids[name])]
+        ids = [self._ids[name] for name in _ENDS if name in self._ids]
+        known = [id_ for id_ in ids if self._is_special(id_)]
         return tuple(dict.fromkeys(id_ for id_ in [*named, *known] if id_ is not None))
 
     # -- the two models
@@ -138,8 +155,8 @@ class GGUFTokenizer:
             "trim_offsets": True,
             "use_regex": False,
         }
-        merges = self._list("merges", str)
-        if not all(1 <= merge.find(" ", 1) < len(merge) - 1 for merge in merges):
+        merges = split_merges(self._list("merges", str))
+        if merges is None:
             raise UserError(_("it has a merge that is not two tokens"))
         return {
             "normalizer": None,
@@ -147,9 +164,8 @@ class GGUFTokenizer:
             "decoder": {**letters, "add_prefix_space": True},
             "model": {
                 "type": "BPE",
-                "vocab": self._vocabulary(),
-                # A space is the letter Ġ; the search begins behind the first letter.
-                "merges": [[m[: m.index(" ", 1)], m[m.index(" ", 1) + 1 :]] for m in merges],
+                "vocab": self._ids,
+                "merges": merges,
                 "ignore_merges": name in _WHOLE_WORDS,
             },
         }
@@ -174,7 +190,7 @@ class GGUFTokenizer:
             },
             "model": {
                 "type": "BPE",
-                "vocab": self._vocabulary(),
+                "vocab": self._ids,
                 "merges": self._merges_of_scores(),
                 "unk_token": None if unknown is None else self._tokens[unknown],
                 "fuse_unk": True,
@@ -204,12 +220,12 @@ class GGUFTokenizer:
                     merges.append([left, right])
         return merges
 
-    def _vocabulary(self) -> dict[str, int]:
-        return {token: id_ for id_, token in enumerate(self._tokens)}
-
     def _added_tokens(self) -> Iterator[dict[str, Any]]:
         """Yield the tokens that are found in a text as they are: control ones are special."""
-        for id_, (token, kind) in enumerate(zip(self._tokens, self._types, strict=True)):
+        unusual = [id_ for id_, kind in enumerate(self._types) if kind != NORMAL]
+        ends = [self._ids[name] for name in _ENDS if name in self._ids]
+        for id_ in sorted({*unusual, *ends}):
+            token, kind = self._tokens[id_], self._types[id_]
             if token and (kind == USER_DEFINED or self._is_special(id_)):
                 special = kind != USER_DEFINED or token in _ENDS
                 entry = added_token(token, {"normalized": False}, special=special)

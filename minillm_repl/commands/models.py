@@ -13,7 +13,7 @@ from minillm_repl.language import N_, _, _n
 from minillm_repl.model.config import AnyConfig
 from minillm_repl.render.tables import card, models_table
 from minillm_repl.repl.arguments import Arguments, Choice, ChoiceOption, Words
-from minillm_repl.repl.model_loading import ModelFuture
+from minillm_repl.repl.model_loading import LoadedModel, ModelFuture
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.settings import describe_recommended
 from minillm_repl.repl.shell import Shell
@@ -37,7 +37,7 @@ def models(shell: Shell, _asked: Arguments) -> None:
     The list shows the shipped models, recently opened models, and models that other programs have
     on this disk: those in the Hugging Face cache, and the GGUF files of ollama and LM Studio;
     `:load NAME` opens one. The size is that of the files on disk; dtype is how the weights are
-    stored.
+    stored. While a model on a server is open, the models of that server are listed too.
 
     Nothing is downloaded.
     """
@@ -45,6 +45,10 @@ def models(shell: Shell, _asked: Arguments) -> None:
         (name, source, summarise(find_checkpoint(name)))
         for name, source in shell.session.workspace.models()
     ]
+    model = shell.session.workspace.model
+    server = model.server if model else None
+    if server is not None:
+        found += [(name, server.source, None) for name in server.models]
     shell.screen.out.print(models_table(found))
 
 
@@ -58,6 +62,7 @@ def load(shell: Shell, asked: Arguments) -> None:
     """Open another checkpoint.
 
     PATH is a .safetensors or .gguf file, or a Hugging Face folder. NAME is a name from `:models`.
+    `:load http://127.0.0.1:8080 NAME` opens a model on a server; without NAME, its first.
 
     The open model stays open until the new one is ready. It also stays open if the new one cannot
     be opened.
@@ -179,6 +184,9 @@ _CHARACTERS, _WORDS = 120, 30  # of the vocabulary, that are shown
 def model(shell: Shell, _asked: Arguments) -> None:
     """Show the model card: sizes, memory, training, file."""
     loaded = shell.require_model()
+    if loaded.server is not None:
+        shell.screen.out.print(card(_server_rows(loaded)))
+        return
     checkpoint, config, decoder = loaded.checkpoint, loaded.checkpoint.config, loaded.decoder
     weights = sum(array.nbytes for array in checkpoint.tensors.values())  # bytes, as stored
     rows = {
@@ -219,6 +227,15 @@ def model(shell: Shell, _asked: Arguments) -> None:
     if checkpoint.record is not None:
         rows |= _training(checkpoint.record)
     shell.screen.out.print(card(rows))
+
+
+def _server_rows(loaded: LoadedModel) -> dict[str, str]:
+    assert loaded.server is not None
+    return {
+        _("name"): loaded.name,
+        _("runs on"): loaded.server.source,
+        _("about"): loaded.server.headline,
+    }
 
 
 def _sizes(config: AnyConfig, context: int) -> str:

@@ -278,6 +278,8 @@ def text_token_ids(
     ids = list(tokens)
     if finished.reason == "end":
         ids.pop()  # the end token
+    while finished.reason == "done" and ids and tokenizer.special_name(ids[-1]):
+        ids.pop()  # where a server names it
     if finished.reason in ("stop", "done"):
         text_bytes = len(finished.text.encode())
         # A stop string may begin inside a token, which then goes too.

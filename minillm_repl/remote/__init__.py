@@ -25,6 +25,7 @@ class Facts:
     vocab_size: int | None = None
     context_length: int | None = None
     n_listed: int = 0  # the most tokens that it lists at a step; 0: no log-probabilities
+    n_listed_chat: int | None = None  # the same of an answer to messages; None: as many
     stage: Stage = "unknown"  # what its probabilities are of
     has_ids: bool = False  # its tokens have ids, and a prompt may be ids
     exact_bytes: bool = False  # the bytes of a token are those of the vocabulary
@@ -34,6 +35,11 @@ class Facts:
     cares: bool = False  # it answers a crisis in the place of its model (:help care)
     eos_token_ids: tuple[int, ...] = ()
     start_ids: tuple[int, ...] = ()  # before each text
+
+    def most_listed(self, *, in_chat: bool) -> int:
+        """Return the most tokens that it lists at a step."""
+        is_other = in_chat and self.n_listed_chat is not None
+        return (self.n_listed_chat or 0) if is_other else self.n_listed
 
     @property
     def is_full(self) -> bool:

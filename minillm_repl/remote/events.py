@@ -81,21 +81,21 @@ def make_job(
     seed: int,
 ) -> Job:
     """Return what a server is asked. Raises UserError for what it cannot continue."""
+    messages = tokenizer.conversation(ids)
     job = Job(
+        messages=messages,
         sampling=config.sampling,
         seed=seed,
         stop=tuple(config.stop),
         max_tokens=config.max_tokens,
-        n_listed=min(max(config.n_candidates, 1), facts.n_listed),
+        n_listed=min(max(config.n_candidates, 1), facts.most_listed(in_chat=bool(messages))),
     )
-    messages = tokenizer.conversation(ids)
+    if messages and len(ids) > 1:
+        raise UserError(
+            _("{source} only answers messages: it cannot continue an answer", source=facts.source)
+        )
     if messages:
-        if len(ids) > 1:
-            raise UserError(
-                _("{source} only answers messages: it cannot continue an answer",
-                  source=facts.source)
-            )  # fmt: skip
-        return replace(job, messages=messages)
+        return job
     if not facts.completes:
         raise UserError(_("{source} only answers messages, with `:chat on`", source=facts.source))
     if facts.has_ids and tokenizer.has_server_ids(ids):
@@ -114,7 +114,9 @@ class Steps:
     def of(self, part: Part) -> list[Step]:
         """Return the steps of a part: one for each token with an entry, or one without numbers."""
         intern = self._tokenizer.intern
-        entries = part.entries or ((Entry(token=Listed(text=part.text)),) if part.text else ())
+        entries = tuple(map(self._named, part.entries))
+        if part.text and not entries:  # a step without numbers
+            entries = (Entry(token=Listed(text=part.text)),)
         steps = []
         for place, (entry, own) in enumerate(zip(entries, self._ids(entries, part), strict=True)):
             self._tokenizer.learn([entry.token, *entry.top])
@@ -122,6 +124,18 @@ class Steps:
             steps.append(make_step(self._count, entry, text, own, self._facts, intern))
             self._count += 1
         return steps
+
+    def _named(self, entry: Entry) -> Entry:
+        """Return an entry in which tokens that came as an id alone have their texts."""
+
+        def named(each: Listed) -> Listed:
+            if each.text or each.bytes or each.id is None:
+                return each
+            data = self._tokenizer.token_bytes(each.id)
+            text = data.decode("utf-8", "replace") or self._tokenizer.special_name(each.id)
+            return replace(each, text=text, bytes=tuple(data) or None)
+
+        return replace(entry, token=named(entry.token), top=tuple(map(named, entry.top)))
 
     def _ids(self, entries: Sequence[Entry], part: Part) -> list[int]:
         """Return an id for each entry: the server's, or ours, whose texts are that of the part."""
@@ -205,8 +219,9 @@ def _candidate(
     each: Listed, chosen: bool, intern: Callable[[bytes], int], *, is_sampled: bool
 ) -> Candidate:
     prob, data = _exp(each.logprob), _bytes(each)
+    own_text = bytes(data) or each.text.encode("utf-8", "replace")
     return Candidate(
-        id=intern(bytes(data)) if each.id is None else each.id,
+        id=intern(own_text) if each.id is None else each.id,
         text=each.text,
         bytes=data,
         model_prob=None if is_sampled else prob,
@@ -217,9 +232,13 @@ def _candidate(
 
 
 def _bytes(token: Listed) -> tuple[int, ...]:
-    if token.bytes is not None or token.is_special:
-        return token.bytes or ()
-    return tuple(token.text.encode("utf-8", "replace"))
+    """Return the bytes of a token; none for a special one, nor for a part of a character whose
+    bytes the server does not tell.
+    """
+    if token.bytes is not None:
+        return token.bytes
+    is_known = not token.is_special and "\ufffd" not in token.text
+    return tuple(token.text.encode("utf-8", "replace")) if is_known else ()
 
 
 def _exp(logprob: float | None) -> float | None:

@@ -1,7 +1,7 @@
 """Checks of what a server sends: what is not of its kind becomes None; no number is invented."""
 
 from collections.abc import Iterable
-from math import inf, isnan
+from math import inf
 from typing import Any
 
 from minillm_repl.remote import Entry, Listed
@@ -16,7 +16,7 @@ def logprob(value: Any) -> float | None:
     """Return a log-probability, −inf for a probability of 0; None for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    if isnan(value) or value > _MOST_ABOVE_ZERO:
+    if value != value or value > _MOST_ABOVE_ZERO:  # noqa: PLR0124 - NaN; ints may be huge
         return None
     return -inf if value <= _ZERO else min(float(value), 0.0)
 

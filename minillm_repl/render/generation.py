@@ -14,7 +14,7 @@ from minillm_repl.render.console import CHOSEN, DROPPED, FIGURES, GOOD, MODEL, T
 from minillm_repl.render.drawing import bar, fit_to_width
 from minillm_repl.render.listing import (
     UNKNOWN,
-    source_line,
+    source_lines,
     step_figures,
     visible_id,
     visible_step,
@@ -110,7 +110,7 @@ def step_title(step: Step, prompt: str, text: str, width: int) -> Text:
     shown = full_text
     while cell_len(shown) > max_cells:
         shown = shown[max(1, (cell_len(shown) - max_cells) // 2) :]
-    lines = [step_figures(step), *([source_line(step.listing)] if step.listing else [])]
+    lines = [step_figures(step), *(source_lines(step.listing) if step.listing else [])]
     prompt_part = max(0, len(shown) - len(safe_line(text)))
     return Text.assemble(
         (start, TITLE),

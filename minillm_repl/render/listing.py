@@ -19,7 +19,7 @@ def visible_token(candidate: Candidate) -> str:
 def visible_step(step: Step) -> str:
     """Return the token of a step made visible."""
     chosen = next((each for each in step.top if each.chosen), None)
-    return visible_token(chosen) if chosen else show_token(bytes(step.bytes))
+    return visible_token(chosen) if chosen else show_token(bytes(step.bytes) or step.text.encode())
 
 
 def visible_id(token: int) -> str:
@@ -74,19 +74,19 @@ def rank_text(rank: int | None, k: int) -> str:
     return f"{rank:,}" if rank is not None else f"> {k}" if k else UNKNOWN
 
 
-def source_line(listing: Listing) -> str:
-    """Return where the numbers of a step come from, and how much they leave out."""
-    facts = [listing.source]
+SOURCE_ROWS = 2
+
+
+def source_lines(listing: Listing) -> list[str]:
+    """Return SOURCE_ROWS lines: how much the numbers of a step leave out; where they come from."""
+    stage = {
+        "raw": _("before the samplers"),
+        "sampled": _("after the temperature"),
+        "unknown": _("before or after the samplers, as the server is set"),
+    }[listing.stage]
+    facts = [stage]
     if listing.mass is not None:
         other = max(1.0 - listing.mass, 0.0)
-        facts.append(_("{n} tokens listed, other tokens {other:.1%}", n=listing.k, other=other))
-    facts.append(
-        {
-            "raw": _("before the samplers"),
-            "sampled": _("after the temperature"),
-            "unknown": _("before or after the samplers, as the server is set"),
-        }[listing.stage]
-    )
-    if not listing.exact_bytes:
-        facts.append(_("bytes from text"))
-    return " · ".join(facts)
+        facts.insert(0, _("{n} listed, other tokens {other:.1%}", n=listing.k, other=other))
+    exact = [] if listing.exact_bytes else [_("bytes from text")]
+    return [" · ".join(facts), " · ".join([safe_line(listing.source), *exact])]

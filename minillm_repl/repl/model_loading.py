@@ -155,7 +155,9 @@ class ModelLoader:
         if url:
             from minillm_repl.repl.remote_model import open_remote
 
-            checkpoint, decoder, about = open_remote(url, self.server_model, self.server_key)
+            url, _space, name = url.partition(" ")  # `:load URL NAME`
+            name = name.strip() or self.server_model
+            checkpoint, decoder, about = open_remote(url, name, self.server_key)
             return LoadedModel(checkpoint, decoder, server=about)
         from minillm_repl.checkpoint.load_save import load, read_vocabulary
         from minillm_repl.storage.encoding import DetectedEncoding

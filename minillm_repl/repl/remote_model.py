@@ -59,9 +59,10 @@ class ServerModel:
     source: str  # the engine and its address
     cares: bool  # its server answers a crisis in its place; then the program does so here
     headline: str  # what it is, in one line
+    models: tuple[str, ...]  # the names of all that the server has
 
 
-def describe(facts: "Facts") -> ServerModel:
+def describe(facts: "Facts", names: tuple[str, ...]) -> ServerModel:
     """Return what to say of a model on a server."""
     name = safe_line(facts.model[:200])
     parts = [name, facts.source]
@@ -70,20 +71,23 @@ def describe(facts: "Facts") -> ServerModel:
     if facts.context_length:
         parts.append(_("context {n:,}", n=facts.context_length))
     headline = safe_line(" · ".join([*parts, numbers_line(facts)]))
-    return ServerModel(name=name, source=facts.source, cares=facts.cares, headline=headline)
+    return ServerModel(
+        name=name, source=facts.source, cares=facts.cares, headline=headline, models=names
+    )
 
 
 def numbers_line(facts: "Facts") -> str:
     """Return which probabilities a server tells."""
     if facts.is_full:
         return _("all probabilities, before the samplers")
-    if not facts.n_listed:
+    listed = max(facts.n_listed, facts.n_listed_chat or 0)
+    if not listed:
         return _("no probabilities")
     if facts.stage == "raw":
-        return _("probabilities of {n} tokens a step, before the samplers", n=facts.n_listed)
+        return _("probabilities of {n} tokens a step, before the samplers", n=listed)
     if facts.stage == "sampled":
-        return _("probabilities of {n} tokens a step, after the temperature", n=facts.n_listed)
-    return _("probabilities of {n} tokens a step, as the server is set", n=facts.n_listed)
+        return _("probabilities of {n} tokens a step, after the temperature", n=listed)
+    return _("probabilities of {n} tokens a step, as the server is set", n=listed)
 
 
 def open_remote(url: str, name: str, key: str) -> "tuple[Checkpoint, RemoteDecoder, ServerModel]":
@@ -102,7 +106,7 @@ def open_remote(url: str, name: str, key: str) -> "tuple[Checkpoint, RemoteDecod
     from minillm_repl.remote.probe import open_engine
     from minillm_repl.remote.tokenizer import RemoteTokenizer
 
-    engine = open_engine(Connection(parse_url(url, key)), name)
+    engine, names = open_engine(Connection(parse_url(url, key)), name)
     tokenizer, facts = RemoteTokenizer(engine), engine.facts
     decoder = RemoteDecoder(engine, tokenizer)
     message = weights_elsewhere(facts.source)
@@ -115,7 +119,7 @@ def open_remote(url: str, name: str, key: str) -> "tuple[Checkpoint, RemoteDecod
         chat_template=ChatTemplate("", remote=render) if facts.chats else None,
         eos_token_ids=facts.eos_token_ids,
     )
-    return checkpoint, decoder, describe(facts)
+    return checkpoint, decoder, describe(facts, names)
 
 
 def _render(

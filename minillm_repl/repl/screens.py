@@ -29,7 +29,7 @@ from minillm_repl.generate.interactive import InteractiveDecoder
 from minillm_repl.language import _
 from minillm_repl.render.console import FIGURES, MODEL, TITLE, WARNING
 from minillm_repl.render.generation import step_table, step_title
-from minillm_repl.render.listing import rank_text
+from minillm_repl.render.listing import SOURCE_ROWS, rank_text
 from minillm_repl.repl.keyboard import color_depth, render_ansi, suspend
 from minillm_repl.repl.settings import Settings, samplers_heading
 from minillm_repl.safetext import expand_to_graphemes, graphemes, safe_line, strip_joiners
@@ -157,7 +157,8 @@ class Stepper:
         heading, rule, *rows = step_table(
             self._step, samplers_heading(self._settings), size.columns, self._row
         ).split("\n")
-        room = max(1, size.rows - _OTHER_ROWS)
+        source_rows = SOURCE_ROWS if step.listing else 0
+        room = max(1, size.rows - _OTHER_ROWS - source_rows)
         first = max(0, self._row - room + 1)
         text = self._text([*self._decoder.new_ids, step.id])
         shown = [

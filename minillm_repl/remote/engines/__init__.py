@@ -56,10 +56,10 @@ class Engine(Protocol):
         """Yield the events of a stream."""
         return read_events(chunks)
 
-    def parts(
+    def raw_events(
         self, job: Job, interrupted: Callable[[], bool] = never_interrupted
-    ) -> Iterator[Part]:
-        """Yield the parts of an answer as they come. Raises ServerError, and Stopped."""
+    ) -> Iterator[Any]:
+        """Yield the events of an answer up to its end. Raises ServerError, and Stopped."""
         path, body = self.request(job)
         for event in self.events(self.connection.stream(path, body, interrupted)):
             if event is DONE:
@@ -67,7 +67,13 @@ class Engine(Protocol):
             error = error_of({"error": event.get("error")}) if isinstance(event, dict) else ""
             if error:
                 raise self.connection.error(error)
-            yield self.part(event, job)
+            yield event
+
+    def parts(
+        self, job: Job, interrupted: Callable[[], bool] = never_interrupted
+    ) -> Iterator[Part]:
+        """Yield the parts of an answer as they come. Raises ServerError, and Stopped."""
+        return (self.part(event, job) for event in self.raw_events(job, interrupted))
 
     def distribution(
         self, ids: Sequence[int], n_listed: int, interrupted: Callable[[], bool]

@@ -94,7 +94,7 @@ class OwnEngine(Engine):
             "model": self.facts.model,
             "prompt": list(job.ids) or job.text,
             "max_tokens": job.max_tokens,
-            "logprobs": min(job.n_listed, self.facts.n_listed),
+            "logprobs": job.n_listed,
             "temperature": sampling.temp,
             "top_k": sampling.top_k,
             "top_p": sampling.top_p,

@@ -200,7 +200,9 @@ def _sglang(path, body):
     if not body.get("stream"):
         ids = body["input_ids"]
         tokens = [[None if place == 0 else -1.5, t, text_of(t)] for place, t in enumerate(ids)]
-        return {"text": "", "meta_info": {"input_token_logprobs": tokens}}
+        tops = [None, *([[-0.5, 0, "Hel"]] for _each in ids[1:])]
+        meta = {"input_token_logprobs": tokens, "input_top_logprobs": tops}
+        return {"text": "", "meta_info": meta}
     limit, k = body["sampling_params"]["max_new_tokens"], body["top_logprobs_num"]
     groups = groups_for(limit)
     events, tokens, tops, text = [], [], [], ""

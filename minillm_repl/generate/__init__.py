@@ -175,7 +175,7 @@ class TokenScore:
 
     id: int
     logprob: float  # natural logarithm
-    rank: int  # 1 = likeliest, ties by id
+    rank: int | None  # 1 = likeliest, ties by id; None: below those that a server lists
     top: tuple[tuple[int, float], ...]  # the likeliest ids and their logprobs, likeliest first
 
 

@@ -18,7 +18,7 @@ from minillm_repl.generate import (
 from minillm_repl.generate.scoring import read_window, score_logits
 from minillm_repl.language import _
 from minillm_repl.remote import Entry
-from minillm_repl.remote.engines import Engine
+from minillm_repl.remote.engines import Engine, no_scores
 from minillm_repl.remote.events import remote_events
 from minillm_repl.remote.tokenizer import RemoteTokenizer
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from minillm_repl.model.build import LanguageModel
 
 UNKNOWN_CONTEXT = 1 << 30  # tokens, where the server does not tell
+MOST_LISTED = 20  # tokens to list with a given one: below them, a rank is not known
 MAX_FULL_VOCAB = 1 << 15  # ids; more than that would be several MB of numbers for each token
 
 
@@ -85,9 +86,12 @@ class RemoteDecoder:
         Tokens beyond the context are scored after the window that the model sees. Raises
         UserError for a server that does not tell them.
         """
+        if not self._tokenizer.has_server_ids(ids):
+            raise UserError(no_scores(self.name))
         whole = min(len(ids), self.context_length)
         if since < whole or not self.engine.facts.is_full:
-            for entry in self.engine.score(ids[:whole], n_candidates, interrupted)[since:]:
+            n_listed = max(n_candidates, min(MOST_LISTED, self.engine.facts.n_listed))
+            for entry in self.engine.score(ids[:whole], since, n_listed, interrupted):
                 yield self._token_score(entry, n_candidates)
         self.interrupted = interrupted
         for position in range(max(since, whole), len(ids)):
@@ -101,15 +105,14 @@ class RemoteDecoder:
             or entry.token.logprob is None
             or (n_candidates and not entry.top)
         ):
-            raise UserError(
-                _("{source} does not tell the probabilities of a given text", source=self.name)
-            )
+            raise UserError(no_scores(self.name))
+        self._tokenizer.learn([entry.token, *entry.top])
         top = [(each.id, each.logprob) for each in entry.top if each.id is not None]
-        better = sum(logprob > entry.token.logprob for _id, logprob in top if logprob is not None)
+        places = [place for place, (token, _p) in enumerate(top, 1) if token == entry.token.id]
         return TokenScore(
             id=entry.token.id,
             logprob=entry.token.logprob,
-            rank=entry.rank or better + 1,
+            rank=entry.rank or next(iter(places), None),
             top=tuple((token, logprob) for token, logprob in top if logprob is not None),
         )
 
@@ -132,6 +135,6 @@ def weights_elsewhere(source: str) -> str:
     """Return what to say where a view needs the weights of a model on a server."""
     return _(
         "this needs the weights, which stay on the server ({source}); :verbose, :prob, :choose, "
-        ":branch, :step and :sampler work",
+        ":surprise, :branch, :step and :sampler work",
         source=source,
     )

@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.text import Text
@@ -211,6 +211,22 @@ def inspect_model(
         tokenizer,
         window.ids,
         compose(model.hook, hook),
+        window.dropped_ids,
+        window.kept,
+        count_prefix_spaces(tokenizer, ids, text),
+    )
+
+
+def inspect_on_server(
+    model: LoadedModel, ids: Sequence[int], text: str | None = None
+) -> InspectedText:
+    """Return what a model on a server sees of `ids`; there is no language model to look into."""
+    window, tokenizer = model.visible_window(ids), model.checkpoint.tokenizer
+    return InspectedText(
+        cast(Any, None),
+        tokenizer,
+        window.ids,
+        no_hook,
         window.dropped_ids,
         window.kept,
         count_prefix_spaces(tokenizer, ids, text),

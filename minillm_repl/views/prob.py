@@ -14,6 +14,7 @@ from minillm_repl.language import _
 from minillm_repl.render.console import FIGURES, MODEL, TITLE
 from minillm_repl.render.drawing import bar, short_label, title
 from minillm_repl.render.generation import exact_percent, percent
+from minillm_repl.render.listing import rank_text
 from minillm_repl.render.tables import NARROW, WIDE, plain_table
 from minillm_repl.repl.arguments import Arguments, TextArgument
 from minillm_repl.repl.registry import command
@@ -35,7 +36,8 @@ class ContinuationToken:
 
     token: Token
     prob: float  # by the model's own softmax, given the text and the tokens before it
-    rank: int  # 1 = most likely
+    rank: int | None  # 1 = most likely; None: below the `listed` tokens that a server tells
+    listed: int
     likeliest: Token  # the top token at this position
     likeliest_prob: float
 
@@ -60,7 +62,8 @@ class ProbView(View, Truncation):
             table.add_row(
                 short_label(each.token), exact_percent(each.prob),
                 Text(bar(each.prob, bars), MODEL),
-                f"{each.rank:,}", short_label(each.likeliest), percent(each.likeliest_prob),
+                rank_text(each.rank, each.listed),
+                short_label(each.likeliest), percent(each.likeliest_prob),
             )  # fmt: skip
         text = "".join(each.token.label for each in self.chances)
         total = Text.assemble(
@@ -99,6 +102,7 @@ def _chance(tokenizer: Tokenizer, score: TokenScore) -> ContinuationToken:
         token=Token.from_id(tokenizer, score.id),
         prob=exp(score.logprob),
         rank=score.rank,
+        listed=len(score.top),
         likeliest=Token.from_id(tokenizer, top_token),
         likeliest_prob=exp(top_logprob),
     )

@@ -1,5 +1,6 @@
 """`:surprise`: how unexpected each token of a text is; perplexity and bits per byte."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import exp, log, log2
 from typing import TYPE_CHECKING
@@ -13,13 +14,14 @@ from minillm_repl.language import _, _n
 from minillm_repl.render.console import FIGURES
 from minillm_repl.render.drawing import short_label, title, token_strip
 from minillm_repl.render.generation import percent
+from minillm_repl.render.listing import rank_text
 from minillm_repl.render.tables import plain_table
 from minillm_repl.repl.arguments import Arguments, TextArgument
 from minillm_repl.repl.registry import command
 from minillm_repl.tokenizer import Token
 from minillm_repl.tokenizer.lookup import count_prefix_spaces
 from minillm_repl.tokenizer.truncation import Truncation
-from minillm_repl.views.base import View, inspect_text, show
+from minillm_repl.views.base import View, inspect_on_server, inspect_text, show, text_ids
 from minillm_repl.views.inspected_text import InspectedText, Likely, no_grad
 
 if TYPE_CHECKING:
@@ -40,7 +42,8 @@ class Surprising:
     position: int
     token: Token
     bits: float
-    rank: int
+    rank: int | None  # None: below the `listed` tokens that a server tells
+    listed: int
     expected: tuple[Likely, ...]
 
 
@@ -54,15 +57,17 @@ class SurpriseView(View, Truncation):
     mean: float  # nats
     perplexity: float  # e to the power of the mean
     bits_per_byte: float | None  # None if no token is text
-    blind: float  # bits: the uniform baseline, log2(vocabulary)
+    blind: float | None  # bits: the uniform baseline, log2(vocabulary); None: size unknown
     most: tuple[Surprising, ...]  # the highest surprisals, highest first
 
     def draw(self, width: int) -> RenderableType:
         """Return the text with levels of surprisal, the figures, and the most surprising tokens."""
         first = self.index_of(self.first)
         count = len(self.tokens) - first
+        most = max(filter(None, self.bits[first:]), default=0.0)
+        scale = most if self.blind is None else self.blind
         shares = [
-            None if bits is None or index < first else bits / self.blind if self.blind else 0.0
+            None if bits is None or index < first else bits / scale if scale else 0.0
             for index, bits in enumerate(self.bits)
         ]
         figures = [
@@ -74,10 +79,14 @@ class SurpriseView(View, Truncation):
         about = _n(
             "of {n} token, each given its prefix", "of {n} tokens, each given its prefix", count
         )
-        legend = _(
-            "▁ low surprisal · █ {bits:.2f} bits or more (uniform guess, log₂ of the "
-            "vocabulary size)",
-            bits=self.blind,
+        legend = (
+            _("▁ low surprisal · █ {bits:.2f} bits or more (the highest here)", bits=scale)
+            if self.blind is None
+            else _(
+                "▁ low surprisal · █ {bits:.2f} bits or more (uniform guess, log₂ of the "
+                "vocabulary size)",
+                bits=scale,
+            )
         )
         listed = [each for each in self.most if each.bits >= _LEAST_BITS] or self.most[:1]
         parts: list[RenderableType] = [
@@ -102,8 +111,8 @@ def _table(listed: "list[Surprising] | tuple[Surprising, ...]") -> RenderableTyp
             for likely in each.expected
         )
         table.add_row(
-            str(each.position), short_label(each.token), f"{each.bits:.2f}", f"{each.rank:,}",
-            expected,
+            str(each.position), short_label(each.token), f"{each.bits:.2f}",
+            rank_text(each.rank, each.listed), expected,
         )  # fmt: skip
     return table
 
@@ -114,12 +123,25 @@ def compute(inspected: InspectedText, first: int = 1) -> SurpriseView:
 
     Raises UserError for a text of one token.
     """
+    _check_long_enough(inspected)
+    logits = inspected.logits()  # (time, vocab)
+    scores = score_text(inspected, logits, _TOP)
+    return view_of_scores(inspected, scores, first, logits.shape[-1])
+
+
+def _check_long_enough(inspected: InspectedText) -> None:
     if len(inspected.ids) < 2:
         raise UserError(
             _("a text of one token has no surprisal: it has no prefix; use a longer text")
         )
-    logits = inspected.logits()  # (time, vocab)
-    scores = score_text(inspected, logits, _TOP)
+
+
+def view_of_scores(
+    inspected: InspectedText, scores: Sequence[TokenScore], first: int, vocab_size: int
+) -> SurpriseView:
+    """Return the surprisals of the tokens from position `first` on, of the scores of all but the
+    first; a vocabulary of 0 tokens is one of unknown size.
+    """
     nats = [-each.logprob for each in scores]
     # The index among the tokens that the model sees.
     first = min(max(first - len(inspected.unseen_ids), 1), len(inspected.ids) - 1)
@@ -133,7 +155,7 @@ def compute(inspected: InspectedText, first: int = 1) -> SurpriseView:
         mean=mean,
         perplexity=exp(min(mean, 700.0)),
         bits_per_byte=bits_per_byte(inspected, nats, first),
-        blind=log2(logits.shape[-1]),
+        blind=log2(vocab_size) if vocab_size else None,
         most=tuple(_surprising(inspected, index, scores[index - 1]) for index in order[:_MOST]),
         **inspected.window_fields,
     )
@@ -145,9 +167,10 @@ def _surprising(inspected: InspectedText, index: int, score: TokenScore) -> Surp
         token=inspected.tokens[index],
         bits=-score.logprob / _LN2,
         rank=score.rank,
+        listed=len(score.top),
         expected=tuple(
             Likely(Token.from_id(inspected.tokenizer, token), exp(logprob))
-            for token, logprob in score.top
+            for token, logprob in score.top[:_TOP]
         ),
     )
 
@@ -218,8 +241,23 @@ def surprise(shell: "Shell", asked: Arguments) -> None:
 
     `:surprise` alone shows the text that was just written; with TEXT, it shows that text.
     """
-    inspected, conversation = inspect_text(shell, asked.text), shell.session.conversation
+    conversation = shell.session.conversation
     turns = conversation.turns
     prompt_length = len(turns[-1].prompt_ids) if turns and not asked.text else 0
     is_continued = prompt_length < len(conversation.ids)
-    show(shell, compute(inspected, prompt_length if is_continued else 0), asked.output)
+    first = prompt_length if is_continued else 0
+    view = (
+        _compute_on_server(shell, asked.text, first)
+        if shell.require_model().server
+        else compute(inspect_text(shell, asked.text), first)
+    )
+    show(shell, view, asked.output)
+
+
+def _compute_on_server(shell: "Shell", text: str, first: int) -> SurpriseView:
+    model = shell.require_model()
+    inspected = inspect_on_server(model, text_ids(shell, model, text), text or None)
+    with shell.screen.waiting(_("reading")):
+        scores = list(model.decoder.score(inspected.ids, 1, _TOP, shell.interrupted))
+    _check_long_enough(inspected)
+    return view_of_scores(inspected, scores, first, model.checkpoint.tokenizer.vocab_size)

@@ -96,10 +96,13 @@ class Engine(Protocol):
         return [max(each or 0.0, _LEAST_LOGIT) for each in logits]
 
     def score(
-        self, ids: Sequence[int], n_listed: int, interrupted: Callable[[], bool]
+        self, ids: Sequence[int], since: int, n_listed: int, interrupted: Callable[[], bool]
     ) -> list[Entry | None]:
-        """Return each token of a text with its log-probability; the first has none."""
-        del ids, n_listed, interrupted
-        raise UserError(
-            _("{source} does not tell the probabilities of a given text", source=self.facts.source)
-        )
+        """Return each token of a text from position `since` on, with its log-probability."""
+        del ids, since, n_listed, interrupted
+        raise UserError(no_scores(self.facts.source))
+
+
+def no_scores(source: str) -> str:
+    """Return what to say where the probabilities of a given text cannot be had."""
+    return _("{source} does not tell the probabilities of a given text", source=source)

@@ -111,6 +111,26 @@ class LlamaCppEngine(Engine):
         listed = numbers.fields(found).get("completion_probabilities")
         return next(iter(numbers.entries(listed, exact_bytes=True)), None)
 
+    def score(
+        self, ids: Sequence[int], since: int, n_listed: int, interrupted: Callable[[], bool]
+    ) -> list[Entry | None]:
+        """Return each token of a text from position `since` on: a request for each.
+
+        A token that is not among the likeliest is looked for among all.
+        """
+        found = list[Entry | None]()
+        for position in range(since, len(ids)):
+            for most in (max(n_listed, _FEW), self.facts.n_listed):
+                listed = self.distribution(ids[:position], most, interrupted)
+                top = listed.top if listed else ()
+                place = next((n for n, each in enumerate(top) if each.id == ids[position]), None)
+                if place is not None:
+                    break
+            found.append(
+                None if place is None else Entry(token=top[place], top=top, rank=place + 1)
+            )
+        return found
+
 
 def _piece(value: Any) -> Listed | None:
     """Return a token of `/tokenize`: its piece is a text, or bytes that are none."""

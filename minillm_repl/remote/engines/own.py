@@ -125,9 +125,9 @@ class OwnEngine(Engine):
         return logits
 
     def score(
-        self, ids: Sequence[int], n_listed: int, interrupted: Callable[[], bool]
+        self, ids: Sequence[int], since: int, n_listed: int, interrupted: Callable[[], bool]
     ) -> list[Entry | None]:
-        """Return each token of a text with its log-probability."""
+        """Return each token of a text from position `since` on, with its log-probability."""
         body = {
             "prompt": list(ids),
             "max_tokens": 0,
@@ -140,4 +140,4 @@ class OwnEngine(Engine):
         scored = [numbers.entry(each, exact_bytes=True) for each in content]
         if [each and each.token.id for each in scored] != list(ids):
             raise ServerError(_("{source} scores another text", source=self.facts.source))
-        return list(scored)
+        return list(scored[since:])

@@ -96,9 +96,9 @@ class SglangEngine(OpenAIEngine):
             yield Part(text=new_text, entries=new, finish=numbers.text(reason))
 
     def score(
-        self, ids: Sequence[int], n_listed: int, interrupted: Callable[[], bool]
+        self, ids: Sequence[int], since: int, n_listed: int, interrupted: Callable[[], bool]
     ) -> list[Entry | None]:
-        """Return each token of a text with its log-probability."""
+        """Return each token of a text from position `since` on, with its log-probability."""
         body = {
             "input_ids": list(ids),
             "sampling_params": {"max_new_tokens": 1, "temperature": 1.0},
@@ -110,8 +110,8 @@ class SglangEngine(OpenAIEngine):
         found = numbers.fields(self.connection.post("/generate", body, interrupted))
         scored = _entries(numbers.fields(found.get("meta_info")), "input")
         if [each.token.id for each in scored] != list(ids):
-            return [None] * len(ids)
-        return [each if each.token.logprob is not None else None for each in scored]
+            return [None]
+        return list(scored[since:])
 
 
 def _entries(meta: Json, side: str) -> tuple[Entry, ...]:

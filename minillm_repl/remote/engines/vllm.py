@@ -50,9 +50,9 @@ class VllmEngine(OpenAIEngine):
         return super().samplers(job) | {"top_k": top_k} | ids
 
     def score(
-        self, ids: Sequence[int], n_listed: int, interrupted: Callable[[], bool]
+        self, ids: Sequence[int], since: int, n_listed: int, interrupted: Callable[[], bool]
     ) -> list[Entry | None]:
-        """Return each token of a text with its log-probability."""
+        """Return each token of a text from position `since` on, with its log-probability."""
         body = {
             "model": self.facts.model,
             "prompt": list(ids),
@@ -64,8 +64,9 @@ class VllmEngine(OpenAIEngine):
         choice = numbers.fields((numbers.items(found.get("choices")) or [{}])[0])
         places = numbers.items(choice.get("prompt_logprobs"))
         if len(places) != len(ids):
-            return [None] * len(ids)
-        return [_scored(place, token) for place, token in zip(places, ids, strict=True)]
+            return [None]
+        scored = [_scored(place, token) for place, token in zip(places, ids, strict=True)]
+        return scored[since:]
 
 
 def _scored(place: Any, token: int) -> Entry | None:

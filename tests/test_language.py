@@ -94,7 +94,7 @@ MARKS = {"_", "_n", "N_", "setting", "command"}  # the tool finds what these are
 # them
 DATA = {
     "app": {"minillm-repl"},
-    "remote": {"replace", "utf-8"},
+    "remote": {"replace", "utf-8", "The quick brown fox jumps over the"},
     "cli": {"minillm-repl: □", "minillm-repl"},
     "repl": {
         *GROUPS,

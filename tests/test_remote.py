@@ -1,5 +1,6 @@
 """Models on servers: our own, started for real, and servers that replay, lie and break off."""
 
+import os
 import socket
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from math import log
 import pytest
 
 import minillm_repl as mr
+from minillm_repl.checkpoint.gguf.write import save_gguf
 from minillm_repl.cli import main
 from minillm_repl.errors import UserError
 from minillm_repl.generate import Finished, GenerationConfig, Sampling
@@ -24,6 +26,8 @@ from minillm_repl.remote.tokenizer import RemoteTokenizer
 from minillm_repl.repl.model_loading import ModelLoader
 from minillm_repl.storage.paths import find_checkpoint
 from tests import remote_servers as replayed
+from tests.conftest import ROOT
+from tests.terminal import Terminal
 from tests.test_server import server
 
 
@@ -489,3 +493,69 @@ def test_ctrl_c_closes_the_connection_and_keeps_what_came():
     assert finished.reason == "interrupt"
     assert finished.text == "".join(step.text for step in steps) != ""
     assert all((step.model_prob, step.top) == (None, ()) for step in steps)
+
+
+# -- two terminals
+
+
+def test_two_terminals_one_model(hangul, tmp_path):
+    """One has the model (`--serve`), the other talks to it."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "HOME": str(tmp_path), "TERM": "xterm"}
+    flags = ["--ckpt", hangul, "--seed", "3", "--no-history", "--lang", "en"]
+    with Terminal(flags, environment=environment, folder=tmp_path) as terminal:
+        terminal.wait_for_prompt()
+        assert "네, 안녕하세요" in terminal.do("안녕?")
+        assert "surprisal" in terminal.do(":prob 좋아요")
+        assert "2 continuations" in terminal.do(":branch 2 tokens=3")
+        assert "perplexity" in terminal.do(":surprise 날씨가 좋아요")
+        assert "stay on the server" in terminal.do(":attn")
+        assert hangul.removeprefix("http://") in terminal.do(":model")
+        terminal.send(":step 안녕?")
+        terminal.wait_for("Enter takes")
+        terminal.keys("enter", "enter")
+        terminal.type("q")
+        terminal.wait_for("2 tokens chosen by hand")
+        terminal.wait_for_prompt()
+        terminal.do(":verbose 3")
+        assert "entropy" in terminal.do("고마워")
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    """llama-cpp-python's server with hangul, in the Python that MINILLM_LLAMA_PYTHON names."""
+    python = os.environ.get("MINILLM_LLAMA_PYTHON", sys.executable)
+    probe = [python, "-c", "import llama_cpp.server.app"]
+    found = subprocess.run(probe, check=False, capture_output=True)
+    if found.returncode:
+        pytest.skip("llama-cpp-python[server] is not installed")
+    folder = tmp_path_factory.mktemp("llama")
+    shell = mr.load("hangul")._shell()
+    save_gguf(shell.session.workspace.model.checkpoint, folder / "h.gguf", "f16", lambda: False)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    words = ["--model", "h.gguf", "--port", str(port), "--logits_all", "true", "--n_ctx", "256"]
+    with subprocess.Popen(
+        [python, "-m", "llama_cpp.server", *words],
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        try:
+            for _second in range(60):
+                with suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+                    break
+                time.sleep(1)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.terminate()
+
+
+@pytest.mark.slow
+def test_a_server_of_llama_cpp_has_the_probabilities_of_the_same_model_here(llama):
+    settings = {"temp": 0, "candidates": 5, "max_tokens": 12}
+    here = mr.load("hangul").generate("오늘 날씨", **settings)
+    there = mr.load(llama).generate("오늘 날씨", **settings)
+    assert there.text == here.text
+    expected = [step.model_prob for step in here.steps]
+    assert [step.model_prob for step in there.steps] == pytest.approx(expected, abs=2e-3)  # f16
+    assert {step.listing.stage for step in there.steps} == {"raw"}

@@ -9,6 +9,8 @@ from importlib.metadata import packages_distributions
 from tests.conftest import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+ENTRIES = PROJECT["dependencies"] + EXTRAS["serve"] + EXTRAS["remote"]
 
 
 def normalised(name):
@@ -33,11 +35,10 @@ def imported():
 
 
 def test_every_import_is_declared_and_every_dependency_imported():
-    entries = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["serve"]
-    declared = {normalised(re.match(r"[\w.-]+", entry)[0]) for entry in entries}
+    declared = {normalised(re.match(r"[\w.-]+", entry)[0]) for entry in ENTRIES}
     assert imported() == declared
 
 
 def test_every_dependency_has_a_lower_and_an_upper_bound():
-    for entry in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["serve"]:
+    for entry in ENTRIES:
         assert re.fullmatch(r"[\w.-]+>=[\d.]+,<[\d.]+", entry), entry

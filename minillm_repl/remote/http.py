@@ -7,7 +7,6 @@ key goes to no other place than the one that the user named.
 import asyncio
 import json
 import queue
-import ssl
 import threading
 import time
 import weakref
@@ -16,7 +15,6 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
-import certifi
 import httpx
 
 from minillm_repl.errors import UserError
@@ -281,14 +279,12 @@ class Connection:
         return self._loop
 
     def _make_client(self) -> httpx.AsyncClient:
-        context = ssl.create_default_context()  # SSL_CERT_FILE counts
-        context.load_verify_locations(certifi.where())
         key = self.address.sendable_key
         headers = {"accept-encoding": "identity", "content-type": "application/json"}
         return httpx.AsyncClient(
             headers=headers | ({"authorization": f"Bearer {key}"} if key else {}),
             timeout=httpx.Timeout(None, connect=self.limits.connect_seconds),
-            verify=context,
+            verify=httpx.create_ssl_context(),  # SSL_CERT_FILE counts
             follow_redirects=False,
             trust_env=False,  # neither .netrc nor a proxy gets the key
         )

@@ -25,7 +25,8 @@ from minillm_repl.kernels.structs import (
     declare,
 )
 from minillm_repl.model.blocks import BLOCK_TYPES, RowBlocks, dequantise
-from minillm_repl.model.quantised import GROUP_SIZE, pack_blocks, quantise
+from minillm_repl.model.panels import GROUP_SIZE
+from minillm_repl.model.quantised import pack_blocks, quantise
 
 VARIANTS = available()
 # Rows and inputs that fill no register, one, a panel, a tile of AMX, and a little more.

@@ -10,7 +10,8 @@ from minillm_repl.generate.backends import make_decoder
 from minillm_repl.generate.backends.torch import TorchDecoder
 from minillm_repl.model.build import build
 from minillm_repl.model.layers import QuantisedWeight
-from minillm_repl.model.quantised import GROUP_SIZE, quantise, round_groups
+from minillm_repl.model.panels import GROUP_SIZE
+from minillm_repl.model.quantised import quantise, round_groups
 from tests.test_huggingface import FAMILIES, random_ids, random_model
 
 SHAPES = [(1, 1), (16, 32), (50, 70), (97, 31), (33, 200)]

@@ -268,6 +268,7 @@ def estimate_seconds(
     from minillm_repl.training.defaults import OPTIMISER_FACTOR, step_cost
     from minillm_repl.training.evaluation import n_evals
 
+    # An evaluation is a forward pass alone: a share of what a step costs.
     evaluated_tokens = n_evals(plan) * eval_tokens + final_eval_tokens
     return seconds * (
         plan.steps * OPTIMISER_FACTOR

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own usual name
 from torch import Tensor, nn
 
-from minillm_repl.model.quantised import PANEL_ROWS, BlockMatrix, QuantisedMatrix
+from minillm_repl.model.panels import PANEL_ROWS
+from minillm_repl.model.quantised import BlockMatrix, QuantisedMatrix
 
 if TYPE_CHECKING:
     from minillm_repl.model.build import LanguageModel

@@ -1,11 +1,8 @@
-"""Matrices in 8 bits or fewer: how weights are rounded, how they lie in memory, what they are in
-float32. Needs no torch.
+"""Matrices in 8 bits or fewer: how weights are rounded, and what they are in float32. Needs no
+torch.
 
-A row is cut into groups of 32 inputs, and each group has a scale: weight ≈ number · scale. So that
-a processor multiplies 16 rows side by side, their numbers lie together: four inputs of the first
-row, four of the second, … A byte holds a number, from 0 on. In 4 bits it holds two: the lower half
-one of an even quad of inputs, the upper half one of the quad after it. In 5 and 6 bits the upper
-bits follow those of the group. The blocks of GGUF are kept so too, with all their bits.
+A row is cut into groups of 32 inputs, and each group has a scale: weight ≈ number · scale. The
+blocks of GGUF are kept so too, with all their bits. How these lie in memory: panels.py.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -26,11 +23,16 @@ from minillm_repl.model.blocks import (
     stored_numbers,
     stored_scales,
 )
+from minillm_repl.model.panels import (
+    GROUP_SIZE,
+    PANEL_ROWS,
+    pack,
+    pack_scales,
+    unpack,
+    unpack_scales,
+    whole_panels,
+)
 
-PANEL_ROWS = 16  # rows that lie side by side
-GROUP_SIZE = 32  # inputs of a row that share a scale
-_QUADS = 8  # of a group: four inputs of a row lie together
-_LOWER_BYTES = 4 * GROUP_SIZE * PANEL_ROWS // 8  # of a group: its numbers' lower four bits
 _AT_ONCE = 1 << 18  # numbers that a thread rounds at once, so that it takes little memory
 
 # What `quantise` makes. Its scales are bfloat16, which has the range of float32.
@@ -69,8 +71,8 @@ class QuantisedMatrix:
 
     def _in_float32(self, panels: slice | NDArray[Any]) -> Floats:
         """Return whole panels: (panels · 16, inputs)."""
-        numbers = _unpack(self.packed_weights[panels], self.kind.bits)
-        halves, whole = _unpack_scales(self.scales[panels], self.kind)
+        numbers = unpack(self.packed_weights[panels], self.kind.bits)
+        halves, whole = unpack_scales(self.scales[panels], self.kind)
         if self.kind in (INT8, INT4):
             scales, minima = to_float32(halves.view(BFLOAT16)), None
         else:
@@ -92,7 +94,7 @@ class QuantisedMatrix:
         skipped = first % PANEL_ROWS
         if skipped == 0:
             return QuantisedMatrix(shape, self.kind, packed, scales)
-        stored = (_unpack(packed, self.kind.bits), *_unpack_scales(scales, self.kind))
+        stored = (unpack(packed, self.kind.bits), *unpack_scales(scales, self.kind))
         return _fill(
             shape, self.kind, lambda rows: [part[skipped:][: shape[0]][rows] for part in stored]
         )
@@ -177,10 +179,10 @@ def round_groups(matrix: NDArray[Any], bits: int) -> tuple[NDArray[np.int8], Flo
     rows, inputs = matrix.shape
     padded = np.zeros((rows, -(-inputs // GROUP_SIZE) * GROUP_SIZE), np.float32)
     padded[:, :inputs] = to_float32(matrix)
-    groups = padded.reshape(rows, -1, GROUP_SIZE)
-    most, least = groups.max(axis=2), groups.min(axis=2)
+    groups = padded.reshape(rows, -1, GROUP_SIZE)  # (rows, groups, 32)
+    most, least = groups.max(axis=2), groups.min(axis=2)  # (rows, groups)
     ends = 1 << (bits - 1)
-    largest = np.where(most > -least, most, least)
+    largest = np.where(most > -least, most, least)  # by its size, with its sign
     scale = to_float32(convert(largest / np.float32(-ends), BFLOAT16))
     groups /= np.where(scale, scale, np.float32(1))[:, :, None]
     np.clip(np.rint(groups, out=groups), -ends, ends - 1, out=groups)
@@ -233,7 +235,7 @@ def _fill(
     """Return the matrix of which `encode` gives some rows."""
     rows, inputs = shape
     panels, groups = -(-rows // PANEL_ROWS), -(-inputs // GROUP_SIZE)
-    _numbers, halves, whole = encode(slice(0, 1))
+    _numbers, halves, whole = encode(slice(0, 1))  # one row tells the sizes
     blocks, scale_bytes = halves.shape[1], 2 * halves.shape[2] + whole.shape[2]
     packed = np.empty((panels, groups, kind.bits * GROUP_SIZE * PANEL_ROWS // 8), np.uint8)
     scales = np.empty((panels, blocks, scale_bytes * PANEL_ROWS), np.uint8)
@@ -242,84 +244,10 @@ def _fill(
     def fill(first: int) -> None:
         last = min(first + step, panels)
         numbers, *scale = encode(slice(first * PANEL_ROWS, min(last * PANEL_ROWS, rows)))
-        packed[first:last] = _pack(_whole_panels(numbers, kind.offset), kind.bits)
-        parts = [_whole_panels(part, 0) for part in scale]
-        scales[first:last] = _pack_scales(*parts)
+        packed[first:last] = pack(whole_panels(numbers, kind.offset), kind.bits)
+        parts = [whole_panels(part, 0) for part in scale]
+        scales[first:last] = pack_scales(*parts)
 
     with ThreadPoolExecutor(threads, "rounding") as pool:
         list(pool.map(fill, range(0, panels, step)))
     return QuantisedMatrix(shape, kind, packed, scales)
-
-
-def _whole_panels(rows: Bytes, filler: int) -> Bytes:
-    """Return rows (n, …) as panels (panels, 16, …), filled up."""
-    panels = -(-len(rows) // PANEL_ROWS)
-    if len(rows) < panels * PANEL_ROWS:
-        padded = np.full((panels * PANEL_ROWS, *rows.shape[1:]), filler, rows.dtype)
-        padded[: len(rows)] = rows
-        rows = padded
-    return rows.reshape(panels, PANEL_ROWS, *rows.shape[1:])
-
-
-def _pack(numbers: Bytes, bits: int) -> Bytes:
-    """Return numbers (panels, 16, inputs) as they lie in memory: (panels, groups, bytes)."""
-    panels, _rows, inputs = numbers.shape
-    groups = inputs // GROUP_SIZE
-    quads = numbers.reshape(panels, PANEL_ROWS, groups, _QUADS, 4).transpose(0, 2, 3, 1, 4)
-    if bits == 8:
-        return quads.reshape(panels, groups, -1)
-    lower = quads & 15
-    planes = [lower[:, :, ::2] | lower[:, :, 1::2] << 4]
-    if bits > 4:
-        upper = (quads >> 4).reshape(panels, groups, bits - 4, -1, PANEL_ROWS, 4)
-        planes.append(np.bitwise_or.reduce(upper << _shifts(bits), axis=3))
-    return np.concatenate([plane.reshape(panels, groups, -1) for plane in planes], axis=2)
-
-
-def _unpack(packed: Bytes, bits: int) -> Bytes:
-    """Return the numbers (rows, inputs) of whole panels."""
-    panels, groups, _bytes = packed.shape
-    quads = packed
-    if bits < 8:
-        lower = packed[:, :, :_LOWER_BYTES].reshape(panels, groups, -1, 1, PANEL_ROWS, 4)
-        quads = np.concatenate((lower & 15, lower >> 4), axis=3)
-        quads = quads.reshape(panels, groups, _QUADS, PANEL_ROWS, 4)
-    if 4 < bits < 8:
-        upper = packed[:, :, _LOWER_BYTES:].reshape(panels, groups, bits - 4, 1, PANEL_ROWS, 4)
-        upper = upper >> _shifts(bits) & np.uint8((1 << bits - 4) - 1)
-        quads |= upper.reshape(quads.shape) << 4
-    quads = quads.reshape(panels, groups, _QUADS, PANEL_ROWS, 4).transpose(0, 3, 1, 2, 4)
-    return quads.reshape(panels * PANEL_ROWS, groups * GROUP_SIZE)
-
-
-def _shifts(bits: int) -> Bytes:
-    """Return where a byte has the upper bits of eight quads, or, of 6 bits, of four: (quads, 1, 1).
-
-    The lower bits of number j of a quad, and the upper ones, are in byte j of 4.
-    """
-    return np.array(range(0, 8, bits - 4), np.uint8)[:, None, None]
-
-
-def _pack_scales(halves: Bytes, whole: Bytes) -> Bytes:
-    """Return 16-bit floats (panels, 16, blocks, k) and bytes (panels, 16, blocks, j) as they lie in
-    memory: (panels, blocks, bytes).
-    """
-    parts = [np.ascontiguousarray(part.transpose(0, 2, 3, 1)) for part in (halves, whole)]
-    return np.concatenate(
-        [part.view(np.uint8).reshape(*part.shape[:2], -1) for part in parts], axis=2
-    )
-
-
-def _unpack_scales(scales: Bytes, kind: BlockType) -> tuple[Bytes, Bytes]:
-    """Return the floats of 16 bits (rows, blocks, k), and bytes (rows, blocks, j), of panels."""
-    panels, blocks, _bytes = scales.shape
-    end = 2 * PANEL_ROWS * kind.scales
-    halves = np.ascontiguousarray(scales[:, :, :end]).view(np.uint16)
-    by_rows = (
-        part.reshape(panels, blocks, -1, PANEL_ROWS)
-        .transpose(0, 3, 1, 2)
-        .reshape(panels * PANEL_ROWS, blocks, -1)
-        for part in (halves, scales[:, :, end:])
-    )
-    first, second = (np.ascontiguousarray(part) for part in by_rows)
-    return first, second

@@ -45,6 +45,7 @@ class Session:
     @property
     def settings(self) -> Settings:
         """The settings that count: the model's own where the user has chosen none."""
+        # What the user has set goes before what the model's files recommend.
         own = {
             name.replace("-", "_"): value
             for name, value in self.recommended.items()

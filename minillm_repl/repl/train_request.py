@@ -138,6 +138,7 @@ def training_request(options: argparse.Namespace) -> TrainRequest | None:
 
     Raises UserError, also for a flag without a corpus.
     """
+    # A flag that is not there is None: the plan, a recipe or the run before decides.
     training_flags = {
         name: getattr(options, name)
         for name in TRAINING_FLAGS

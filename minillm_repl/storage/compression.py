@@ -19,9 +19,9 @@ class Decompressed:
         self._name, self._back = name, b""
         self._file: Any = file
         self._errors: tuple[type[Exception], ...] = ()
-        if magic.startswith(b"\x1f\x8b"):
+        if magic.startswith(b"\x1f\x8b"):  # gzip (RFC 1952)
             self._file, self._errors = gzip.GzipFile(fileobj=file), (OSError, EOFError, zlib.error)
-        elif magic == b"\x28\xb5\x2f\xfd":
+        elif magic == b"\x28\xb5\x2f\xfd":  # Zstandard (RFC 8878)
             self._file, self._errors = _open_zstandard(file, name)
 
     def read(self, size: int) -> bytes:

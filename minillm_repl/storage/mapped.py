@@ -33,7 +33,7 @@ def _named_temporary(stack: ExitStack, folder: Path) -> IO[bytes]:
 def memory_map(file: IO[bytes], dtype: np.dtype[Any]) -> NDArray[Any]:
     """Return what was written to a file as an array (count,) that stays on disk."""
     file.flush()
-    if not file.tell():
+    if not file.tell():  # nothing can be mapped
         return np.empty(0, dtype)
     return np.memmap(file, dtype, mode="r")
 

@@ -181,7 +181,7 @@ class Scan:
 def scan(path: Path, files: Files, split: str, interrupted: Callable[[], bool]) -> Scan:
     """Read all files of the corpus at `path` once. Raises UserError, also when interrupted."""
     found = Scan(files=files)
-    root = path if files[0][0] != path else None
+    root = path if files[0][0] != path else None  # A file alone may have any name.
     documents = read_files(files, split, found.repairs, found.digest, root)
     # Counting takes as long for one character as for a million.
     for group in groups(documents, CHUNK_SIZE):
@@ -251,7 +251,7 @@ def _read_each(
         if digest is not None and root is not None:
             # The names count too: another order of the files is another corpus.
             digest.update(str(file.relative_to(root)).encode("utf-8", "surrogateescape") + b"\0")
-        encoding = DetectedEncoding()
+        encoding = DetectedEncoding()  # known once the chunks are read
         if shape.kind == "parquet":
             _hash_bytes(file, digest)
         chunks = read_text_chunks(file, encoding, CHUNK_SIZE, digest)

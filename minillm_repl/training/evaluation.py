@@ -128,7 +128,7 @@ class Evaluator:
 
     def _sample(self, tokens: float) -> tuple[Starts, Starts]:
         """Return where the windows of a sample of `tokens` begin, at least one in each split."""
-        share = _TRAIN_SHARE if self._val else 1.0
+        share = _TRAIN_SHARE if self._val else 1.0  # The validation loss decides: it gets more.
         return self._starts(max(1, int(share * tokens)), max(1, int((1 - share) * tokens)))
 
     def _starts(self, train_tokens: int, val_tokens: int) -> tuple[Starts, Starts]:

@@ -64,6 +64,7 @@ def resume_run(path: Path, context: RunContext, corpus: str = "") -> TrainingRun
         plan, trainer.train, start, corpora.train
     )
     step, steps = trainer.state.step, plan.steps
+    # No method is told: it is that of the run before.
     note = _("continues after step {step:,} of {steps:,}", step=step, steps=steps)
     return TrainingRun(
         context=context,
@@ -104,7 +105,7 @@ def reopen_corpora(
         else list(_candidate_paths(original_path, metadata.working_folder, checkpoint.parent))
     )
     mixed = requested or metadata.corpus
-    if PLUS in mixed:
+    if PLUS in mixed:  # All parts lie in one folder: a digest tells of the whole only.
         folders_of_mixture = (Path(metadata.working_folder), Path(), checkpoint.parent)
         train = _find_mixture(
             mixed, folders_of_mixture, metadata.corpus_sha256, plan.documents, interrupted
@@ -114,6 +115,7 @@ def reopen_corpora(
         train_path, train = _find_unchanged(
             original_path, places, metadata.corpus_sha256, plan.documents, interrupted
         )
+    # The validation text is looked for in the same places, and beside the text that was typed.
     val, val_corpus = plan.val, None
     if has_val_file(plan):
         folders = [checkpoint.parent, *([requested_path.parent] if requested else [])]

@@ -65,7 +65,7 @@ def parse_metadata(data: Any, name: str) -> RunMetadata:
             base_model = Path(path), base_sha256
         case _:
             raise _invalid_run(name)
-    if not 0 <= threads <= 1024:
+    if not 0 <= threads <= 1024:  # more would be started before anything is checked
         raise UserError(
             _("{name} has an invalid number of threads: {threads}", name=name, threads=threads)
         )

@@ -90,6 +90,7 @@ class Split:
         """Return the factor that turns nats per token into bits per character: the loss per token
         depends on the tokenizer, these can be compared.
         """
+        # tokens per character, and 1 / ln 2 bits in a nat
         return self.targets / max(1, self.count_characters(tokenizer)) / math.log(2)
 
     def count_characters(self, tokenizer: Tokenizer) -> int:

@@ -77,11 +77,11 @@ def tokenise_corpora(
     )
     if start and start.chat_template and not is_resumed and not is_conversational:
         text.warnings.append(_forgetting_warning(corpora.train))
-    is_part = bool(corpora.train.parts)
+    is_part = bool(corpora.train.parts)  # of a mixture: its documents end, even if it is one
     for part, weight in corpora.train.parts or [(corpora.train, 1.0)]:
         tokens = _tokenise_one(part, text, context, is_part=is_part)
         text.train.append((tokens, weight))
-        text.n_tokens += int(len(tokens.ids) * weight)
+        text.n_tokens += int(len(tokens.ids) * weight)  # documents come as often as that
         text.unique_tokens = max(text.unique_tokens, tokens.unique_tokens)
     if corpora.val_corpus:
         text.val = _tokenise_one(corpora.val_corpus, text, context)

@@ -81,7 +81,7 @@ def logit_direction(model: "LanguageModel", stream: "Tensor", token: int) -> "tu
 
     norm, stream = model.norm_f, stream.double()
     head = model.token_embedding if model.lm_head is None else model.lm_head
-    unembedding = head.weight[token].double()  # (d_model,)
+    unembedding = head.weight[token].double()  # (d_model,); of a tied model, the embedding
     constant = 0.0
     if isinstance(norm, torch.nn.LayerNorm):  # it takes the mean off first
         row = unembedding * norm.weight

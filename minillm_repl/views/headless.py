@@ -110,6 +110,7 @@ def generate(shell: Shell, prompt: str, candidates: int) -> Generation:
     """
     import numpy as np
 
+    # Not `require_model`: the notes on its files were given when it was opened.
     model = shell.session.workspace.model
     assert model is not None
     conversation, settings = shell.session.conversation, shell.session.settings

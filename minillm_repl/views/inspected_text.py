@@ -175,6 +175,7 @@ class InspectedText:
         """
         cache: dict[str, Tensor] = {}
         hook = compose(self.hook, caching(cache, lambda name: name.endswith(names)))
+        # (1, time, vocab) -> (time, vocab)
         logits = check_finite(self.model(self.input_ids, hook=hook, last_only=last_only)[0])
         return logits, {name: tensor[0] for name, tensor in cache.items()}
 
@@ -223,14 +224,14 @@ def topk(tokenizer: Tokenizer, log_probabilities: "Tensor", k: int) -> tuple[Lik
 
 def kl_divergence(log_p: "Tensor", log_q: "Tensor") -> float:
     """Return KL(p ‖ q) = Σ p · ln(p / q) of two distributions (vocab,), in nats."""
-    return max(float((log_p.exp() * (log_p - log_q)).sum()), 0.0)
+    return max(float((log_p.exp() * (log_p - log_q)).sum()), 0.0)  # rounding may go below 0
 
 
 def most_likely_of(subject: InspectedText, tokens: Sequence[int]) -> int:
     """Return which of `tokens` is the most likely to come next."""
     if len(tokens) == 1:
         return tokens[0]
-    logits = subject.logits(last_only=True)[0]
+    logits = subject.logits(last_only=True)[0]  # (vocab,)
     return max(tokens, key=lambda token: float(logits[token]))
 
 

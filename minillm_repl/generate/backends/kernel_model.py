@@ -122,7 +122,7 @@ class _Builder:
             rope=-1 if rope is None else distinct_ropes(config).index(rope),
         )
         if config.has_gated_mlp:
-            half = config.d_mlp
+            half = config.d_mlp  # the rows of the gate come first, in one matrix with those of up
             layer.gate = self.matrix(block + "mlp.gate_up", slice(half))
             layer.up = self.matrix(block + "mlp.gate_up", slice(half, None))
         else:
@@ -154,7 +154,7 @@ class _Builder:
 
     def matrix(self, name: str, rows: slice = slice(None)) -> Matrix:
         """Return some rows of the matrix of a layer, and its bias."""
-        (matrix,) = self.matrices(name, rows)
+        (matrix,) = self.matrices(name, rows)  # Only q, k and v may be of several kinds.
         return matrix
 
     def matrices(self, name: str, rows: slice = slice(None)) -> list[Matrix]:
@@ -170,7 +170,7 @@ class _Builder:
             count = some.stop - some.start
             bias = self.vector(name + ".bias", slice(start, start + count))
             found.append(self._matrix(part, some, bias))
-            start += count
+            start += count  # the bias is one vector, whatever the parts of the matrix
         return found
 
     def _matrix(self, weights: Array | QuantisedMatrix, rows: slice, bias: int | None) -> Matrix:
@@ -185,6 +185,7 @@ class _Builder:
         return Matrix(self._keep(array), kind=KINDS[dtype_name(array.dtype)], **shape)
 
     def _keep(self, array: Array) -> int:
+        # C has only the address: the array must live as long as the model.
         self.arrays.append(np.ascontiguousarray(array))
         return int(self.arrays[-1].ctypes.data)
 
@@ -195,6 +196,7 @@ def in_panels(array: Array, panel_rows: int) -> NDArray[np.float32]:
     panels = -(-rows // panel_rows)
     padded = np.zeros((panels * panel_rows, inputs), np.float32)
     padded[:rows] = to_float32(array)
+    # (panels · panel_rows, inputs) -> (panels, inputs, panel_rows)
     transposed = padded.reshape(panels, panel_rows, inputs).transpose(0, 2, 1)
     return np.ascontiguousarray(transposed)
 
@@ -216,7 +218,8 @@ def rotary_angles(config: AnyConfig, positions: int) -> tuple[Floats, Floats]:
     ropes = distinct_ropes(config)
     if not ropes:
         return np.empty((1, positions, 0), np.float32), np.empty((1, positions, 0), np.float32)
-    places = np.arange(positions, dtype=np.float32)[:, None]
+    places = np.arange(positions, dtype=np.float32)[:, None]  # (positions, 1)
+    # of each RoPE (positions, pairs), in radians
     angles = [places * _inv_freq(rope, config.head_dim) for rope in ropes]
     factors = [np.float32(rope.attention_factor) for rope in ropes]
     cos = [np.cos(each) * factor for each, factor in zip(angles, factors, strict=True)]
@@ -227,22 +230,22 @@ def rotary_angles(config: AnyConfig, positions: int) -> tuple[Floats, Floats]:
 def _inv_freq(rope: Rope, head_dim: int) -> Floats:
     """Return the angle of each pair per position, in radians: (pairs,)."""
     rotary_dim = int(head_dim * rope.rotary_pct)
-    evens = np.arange(0, rotary_dim, 2).astype(np.float32)
+    evens = np.arange(0, rotary_dim, 2).astype(np.float32)  # (pairs,)
     inv_freq: Floats = np.float32(1) / np.float32(rope.theta) ** (evens / np.float32(rotary_dim))
     factor = np.float32(rope.factor)
     if rope.scaling == "linear":
         inv_freq = inv_freq / factor
-    if rope.scaling == "llama3":
+    if rope.scaling == "llama3":  # slow pairs are slowed down, fast ones stay
         rotations = np.float32(rope.original_max_position_embeddings) / (
             np.float32(2 * math.pi) / inv_freq
         )
         width = np.float32(rope.high_freq_factor - rope.low_freq_factor)
         smooth = np.clip((rotations - np.float32(rope.low_freq_factor)) / width, 0, 1)
         inv_freq = ((1 - smooth) * inv_freq / factor + smooth * inv_freq).astype(np.float32)
-    if rope.scaling == "longrope":
+    if rope.scaling == "longrope":  # a factor for each pair, found by a search
         factors: Floats = np.array(rope.short_factors, np.float32)
         inv_freq = inv_freq / factors
-    if rope.scaling == "yarn":
+    if rope.scaling == "yarn":  # between two pairs, a ramp from as it is to slowed down
         first, last = rope.yarn_range(rotary_dim)
         pairs = np.arange(rotary_dim // 2, dtype=np.float32)
         slowed = np.clip((pairs - np.float32(first)) / np.float32(last - first), 0, 1)

@@ -96,6 +96,8 @@ def run(start: Start) -> ExitStatus:
     shell = _make_shell(screen, start)
     if start.options.prompt is not None:
         return _run_guarded(shell, partial(_complete, shell, start))
+    if start.options.eval is not None:
+        return _finish(shell, partial(_evaluate, shell, start.options))
     if start.options.serve is not None:
         return _run_guarded(shell, partial(_serve, shell, start))
     if start.options.auto:
@@ -125,8 +127,9 @@ def run(start: Start) -> ExitStatus:
 def _terminal(start: Start) -> TextIO | None:
     """Return where a person who types sees the prompt; None if nobody types."""
     environment, options = start.environment, start.options
-    # With -p, --json or several processes, nobody types, whatever stdin is.
-    alone = options.prompt is None and not options.json and environment.world_size == 1
+    # With -p, --eval, --json or several processes, nobody types, whatever stdin is.
+    is_one_shot = options.prompt is not None or options.eval is not None
+    alone = not is_one_shot and not options.json and environment.world_size == 1
     if not alone or not environment.stdin.isatty():
         return None
     return environment.stdout if environment.stdout.isatty() else open_terminal(environment)
@@ -181,6 +184,26 @@ def _complete(shell: Shell, start: Start) -> None:
     run_one_shot(shell, text, echo=options.echo, json=options.json)
 
 
+def _evaluate(shell: Shell, options: argparse.Namespace) -> None:
+    """Measure the model on a file, and show what `:eval` shows. Raises UserError."""
+    from minillm_repl.render.json_lines import print_event
+    from minillm_repl.views.evaluate import eval_command, run_command
+
+    typed = options.eval
+    if exists(user_path(typed)):
+        typed = f'"{typed}"'  # a file, whatever is in its name
+    shell.session.workspace.start_loading()
+    if not options.json:
+        shell.run_line(f":eval {typed}")
+        return
+    stream = shell.screen.out.file
+    view = run_command(
+        shell, eval_command.parse(typed), lambda event: print_event(event, stream)
+    ).to_dict()
+    del view["view"], view["items"]  # each item was an event
+    print_event({"event": "finished", **view}, stream)
+
+
 def _serve(shell: Shell, start: Start) -> None:
     """Answer requests over HTTP until Ctrl-C. Raises UserError."""
     try:
@@ -230,7 +253,7 @@ def _train(shell: Shell, start: Start, training: TrainRequest) -> ExitStatus:
         if workspace.writable_path is not None and not training.is_new and not training.is_resume:
             raise UserError(_("{path} does not exist", path=safe_line(start.checkpoint)))
         workspace.start_loading()
-        return _finish_training(shell, action)
+        return _finish(shell, action)
     if is_shipped(workspace.path) and start.checkpoint in shipped_names():
         raise UserError(
             _(
@@ -250,12 +273,12 @@ def _train(shell: Shell, start: Start, training: TrainRequest) -> ExitStatus:
     if not training.is_new and not training.is_resume:
         workspace.start_loading()
     workspace.destination = Writable(workspace.path)  # the user named this file for the result
-    return _finish_training(shell, action)
+    return _finish(shell, action)
 
 
-def _finish_training(shell: Shell, action: Callable[[], object]) -> ExitStatus:
+def _finish(shell: Shell, action: Callable[[], object]) -> ExitStatus:
     status = _run_guarded(shell, action)
-    # Ctrl-C keeps what was learnt, and a script must see that it was not all.
+    # Ctrl-C keeps what was learnt or measured, and a script must see that it was not all.
     return ExitStatus.INTERRUPTED if shell.interrupted() else status
 
 

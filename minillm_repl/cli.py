@@ -138,6 +138,8 @@ def _add_one_shot(group: "argparse._ArgumentGroup") -> None:
     group.add_argument("-p", "--prompt", metavar="TEXT", help=once)
     before = _("print the prompt before the completion")
     group.add_argument("--echo", action="store_true", help=before)
+    measured = _("measure the model on FILE, as `:eval` does, and exit (docs/evaluation.md)")
+    group.add_argument("--eval", metavar="FILE", help=measured)
     every = _("print each step as a JSON line (docs/format.md)")
     group.add_argument("--json", action="store_true", help=every)
 
@@ -234,8 +236,11 @@ def _main(arguments: Sequence[str] | None, environment: Environment) -> int:
         settings = configure(Settings(), flags, environment.variables, file)
         sources = setting_sources(Settings(), flags, environment.variables, file)
         training = training_request(options)
-        if options.json and options.prompt is None and training is None:
-            raise UserError(_("--json needs a prompt (-p TEXT) or --train CORPUS"))
+        alone = [options.prompt, training, options.eval]
+        if options.json and alone == [None, None, None]:
+            raise UserError(_("--json needs a prompt (-p TEXT), --train CORPUS or --eval FILE"))
+        if options.eval is not None and alone.count(None) < 2:
+            raise UserError(_("--eval cannot be used with -p or --train"))
         if (options.auto and options.lesson is None) or (options.export and not options.auto):
             raise UserError(_("--auto needs --lesson N, and --export needs both"))
         if options.overwrite and not options.export:

@@ -14,7 +14,8 @@ PACKAGE = ROOT / "minillm_repl"
 LAYERS = [
     {"language"}, {"errors"}, {"safetext"}, {"environment", "settings", "kernels"}, {"sandbox"},
     {"storage"}, {"model"}, {"tokenizer"}, {"checkpoint"}, {"chat"}, {"generate", "training"},
-    {"remote"}, {"render"}, {"repl"}, {"views"}, {"lessons"}, {"commands"}, {"configuration"},
+    {"remote", "evaluation"}, {"render"}, {"repl"}, {"views"}, {"lessons"}, {"commands"},
+    {"configuration"},
     {"serve"}, {"app"}, {"cli"}, {"api"},
 ]  # fmt: skip
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -30,7 +30,7 @@ from tests.messages import PACKAGE, PO, extracted, read
 TRANSLATED = {  # the parts whose every text goes through `_`
     "app", "cli", "configuration", "settings", "repl", "commands", "model", "tokenizer",
     "checkpoint", "generate", "chat", "storage", "lessons", "training", "render",
-    "sandbox", "views", "environment", "kernels", "remote",
+    "sandbox", "views", "environment", "kernels", "remote", "evaluation",
 }  # fmt: skip
 
 
@@ -146,7 +146,8 @@ DATA = {
         "added after layer □",
         "attention bias □",
         "position_embedding",
-        "[TOKEN] [vs TOKEN]",  # a usage line, the same in each language
+        "[TOKEN] [vs TOKEN]",  # usage lines, which are translated word by word
+        "FILE [vs PATH|NAME]",
         "KL",
         "id",
         "−ln p",

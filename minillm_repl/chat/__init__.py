@@ -241,19 +241,26 @@ def make_prompt(
     Names of special tokens in messages are text, unless `parse_special`. Raises UserError if the
     template refuses the conversation or breaks a limit, or for a token without an embedding.
     """
+    return make_prompts(template, tokenizer, [messages], parse_special)[0]
+
+
+def make_prompts(
+    template: ChatTemplate,
+    tokenizer: Tokenizer,
+    conversations: Sequence[Sequence[Message]],
+    parse_special: bool,
+) -> list[Prompt]:
+    """Return what `make_prompt` does for each of several conversations, in one process."""
     if template.remote is not None:
-        prompt: Prompt = template.remote(messages, parse_special)
-        return prompt
+        return [template.remote(messages, parse_special) for messages in conversations]
     rendered, probe_texts = render_with_probes(
-        template, tokenizer, [(messages, True)], parse_special, [_PROBE]
+        template, tokenizer, [(each, True) for each in conversations], parse_special, [_PROBE]
     )
     closing = re.compile(rf"{_PROBE[-1].content}\s*({alternation_of(tokenizer.added_names)})")
     names = [found[1] for found in closing.finditer(probe_texts[0])]
     end = tokenizer.token_to_id(names[-1]) if names else None
-    return Prompt(
-        tokenizer.encode_rendered(rendered[0].text, rendered[0].escapes),
-        () if end is None else (end,),
-    )
+    ends = () if end is None else (end,)
+    return [Prompt(tokenizer.encode_rendered(each.text, each.escapes), ends) for each in rendered]
 
 
 def apply_chat_template(

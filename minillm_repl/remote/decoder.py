@@ -135,6 +135,6 @@ def weights_elsewhere(source: str) -> str:
     """Return what to say where a view needs the weights of a model on a server."""
     return _(
         "this needs the weights, which stay on the server ({source}); :verbose, :prob, :choose, "
-        ":surprise, :branch, :step and :sampler work",
+        ":surprise, :eval, :branch, :step and :sampler work",
         source=source,
     )

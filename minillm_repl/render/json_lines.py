@@ -60,6 +60,11 @@ def print_training_json(
     raise AssertionError("training ends with Finished")
 
 
+def print_event(event: dict[str, Any], stream: IO[str]) -> None:
+    """Print an event that is plain data already."""
+    _print(json_value(event), stream)
+
+
 def _print(data: dict[str, Any], stream: IO[str]) -> None:
     # ASCII passes through a stream of any encoding, lone surrogates included.
     print(json.dumps(data, ensure_ascii=True), file=stream, flush=True)

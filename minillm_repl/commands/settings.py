@@ -23,6 +23,8 @@ from minillm_repl.safetext import safe_line
 from minillm_repl.settings import Spec, default_of, find, format_value, specs, value_of
 from minillm_repl.views.sampler import sweep
 
+_SHORT = 16  # characters of a system prompt in the table
+
 
 def _command(name: str, spec: Spec) -> Command:
     # Made in a function, so that each `run` keeps its own name and spec.
@@ -151,11 +153,16 @@ def _show_all(shell: Shell) -> None:
     """Show all settings, and where each value comes from."""
     session = _settled(shell)
     sources = {name: session.source(name) for name in specs(Settings)}
-    shown = session.settings
-    if not shown.system and (prompt := _template_prompt(session.workspace.model)):
-        shown, sources["system"] = replace(shown, system=prompt), "model"
+    shown, prompt = session.settings, ""
+    if not shown.system:
+        prompt = _template_prompt(session.workspace.model)
+    if prompt:
+        short = prompt if len(prompt) <= _SHORT else prompt[: _SHORT - 1] + "…"
+        shown, sources["system"] = replace(shown, system=short), "model"
     labels = {name: _(SOURCES[source]) for name, source in sources.items()}
     shell.screen.out.print(settings_table(shown, labels))
+    if len(prompt) > _SHORT:  # in a column it would take the room of the meanings
+        shell.screen.note(_("the system prompt of the chat template: {prompt}", prompt=prompt))
 
 
 def _settled(shell: Shell) -> Session:

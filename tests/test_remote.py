@@ -244,9 +244,11 @@ def test_a_stream_that_is_cut_at_any_byte_is_a_beginning(openings, shape, monkey
     data = b"".join(there.stream)
     connection = openings[0].connection
     for length in range(len(data)):
-        for part in ([data[:length]], [data[:length][n : n + 1] for n in range(length)][:1]):
-            monkeypatch.setattr(connection, "stream", lambda *_words, part=part: iter(part))
-            check_cut(whole, run(openings))
+        monkeypatch.setattr(connection, "stream", lambda *_words, n=length: iter([data[:n]]))
+        check_cut(whole, run(openings))
+    bytes_alone = [data[place : place + 1] for place in range(len(data))]
+    monkeypatch.setattr(connection, "stream", lambda *_words: iter(bytes_alone))
+    assert run(openings)[0] == whole[0]
 
 
 def cut_at_sockets(openings, there, step):

@@ -54,6 +54,9 @@ TWO_ROPES = {
     "full_attention": {"rope_type": "linear", "rope_theta": 1e5, "factor": 8.0},
     "sliding_attention": {"rope_type": "default", "rope_theta": 1e3},
 }
+EXPERTS = LLAMA | {"intermediate_size": 22, "num_experts": 5, "num_experts_per_tok": 2}
+# Its plain code: the fused one of experts takes only some sizes.
+EAGER = {"attn_implementation": "eager", "experts_implementation": "eager"}
 t = transformers
 FAMILIES = {
     "gpt2": (t.GPT2Config, GPT2),
@@ -239,6 +242,55 @@ FAMILIES = {
             "tie_word_embeddings": False,
         },
     ),
+    "qwen3_moe": (
+        t.Qwen3MoeConfig,
+        EXPERTS | {"head_dim": 12, "moe_intermediate_size": 19, "norm_topk_prob": True},
+    ),
+    "qwen3_moe, dense layers, all switches": (
+        t.Qwen3MoeConfig,
+        EXPERTS
+        | {
+            "moe_intermediate_size": 7,
+            "num_experts_per_tok": 3,
+            "mlp_only_layers": [0],
+            "tie_word_embeddings": True,
+            "attention_bias": True,
+            "use_sliding_window": True,
+            "sliding_window": 6,
+        },
+    ),
+    "qwen3_moe, every second layer": (
+        t.Qwen3MoeConfig,
+        EXPERTS | {"moe_intermediate_size": 33, "num_experts_per_tok": 5, "decoder_sparse_step": 2},
+    ),
+    "olmoe": (t.OlmoeConfig, EXPERTS | {"pad_token_id": 0}),
+    "olmoe tied, biased, clipped": (
+        t.OlmoeConfig,
+        EXPERTS
+        | {
+            "tie_word_embeddings": True,
+            "attention_bias": True,
+            "clip_qkv": 0.7,
+            "norm_topk_prob": True,
+            "pad_token_id": 0,
+        },
+    ),
+    "granitemoe": (
+        t.GraniteMoeConfig,
+        LLAMA | MULTIPLIERS | {"num_local_experts": 6, "num_experts_per_tok": 3},
+    ),
+    "granitemoe tied, biased": (
+        t.GraniteMoeConfig,
+        LLAMA
+        | MULTIPLIERS
+        | {
+            "intermediate_size": 21,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 1,
+            "tie_word_embeddings": True,
+            "attention_bias": True,
+        },
+    ),
     "phi3": (t.Phi3Config, LLAMA | {"pad_token_id": 0}),
     "phi3, 6 of 8 numbers rotary, a window": (
         t.Phi3Config,
@@ -276,7 +328,7 @@ FAMILIES = {
 def random_model(kind, overrides, dtype=torch.float32):
     """A model of random weights, all of them large enough to matter: norms and biases too."""
     torch.manual_seed(0)
-    config = kind(**overrides, attn_implementation="eager")
+    config = kind(**overrides, **EAGER)
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
     for name, weight in model.named_parameters():
         torch.nn.init.normal_(weight, 1.0 if "norm" in name or "ln_" in name else 0.0, 0.2)
@@ -353,9 +405,7 @@ def test_greedy_text_is_the_same(theirs, saved):
 def test_what_is_saved_as_a_folder_is_opened_by_transformers(theirs, saved, tmp_path):
     checkpoint, _ = opened(saved)
     save(checkpoint, tmp_path / "ours", folder=True)
-    again = transformers.AutoModelForCausalLM.from_pretrained(
-        tmp_path / "ours", attn_implementation="eager"
-    ).eval()
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours", **EAGER).eval()
     assert again.config.model_type == theirs.config.model_type
     ids = random_ids(50)
     assert torch.equal(logits_of(again, ids), logits_of(theirs, ids))
@@ -440,7 +490,7 @@ def test_half_precision_is_read_as_it_is_and_computed_in_float32(theirs, tmp_pat
     """Theirs loads what they saved, widened, as our arithmetic does with the stored numbers."""
     theirs.to(dtype).save_pretrained(tmp_path / "half")
     exact = transformers.AutoModelForCausalLM.from_pretrained(
-        tmp_path / "half", dtype=torch.float32
+        tmp_path / "half", dtype=torch.float32, **EAGER
     ).eval()
     checkpoint, ours = opened(tmp_path / "half")
     assert checkpoint.dtype == str(dtype).removeprefix("torch.")

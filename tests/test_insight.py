@@ -28,6 +28,7 @@ from tests.test_real_models import STORY
 CHOSEN = ["gpt2", "gpt2 untied, relu, wide", "gpt_neox", "gpt_neox in turn, half rotary", "llama",
           "llama tied, biased", "mistral", "qwen2", "qwen3", "smollm3", "granite tied, biased",
           "hyperclovax", "olmo3", "exaone4, windows", "gemma2", "gemma3, two ropes, a cap",
+          "qwen3_moe, dense layers, all switches", "olmoe", "granitemoe tied, biased",
           ]  # fmt: skip
 
 
@@ -180,7 +181,8 @@ def test_each_direction_is_the_cosine_with_the_stream_that_the_part_has_read(bot
     by = getattr(model.config, "residual_multiplier", 1.0)
     for block in blocks:
         modules = dict(block.named_modules())
-        ends = [next(module for name, module in modules.items() if name in names), block.mlp]
+        mlp = block.block_sparse_moe if hasattr(block, "block_sparse_moe") else block.mlp
+        ends = [next(module for name, module in modules.items() if name in names), mlp]
         if ours.config.norm_placement != "pre":
             own = "post_norm1", "post_norm2"
             usual = "post_attention_layernorm", "post_feedforward_layernorm"

@@ -52,11 +52,20 @@ TRANSPOSED = Layout(lambda array: array.T, lambda array: array.T)
 
 @dataclass(frozen=True)
 class SourceTensor:
-    """One tensor in a file: a complete tensor of the model, or some rows of one."""
+    """One tensor in a file: a complete tensor of the model, or some rows of one.
+
+    With an index, it is one of several matrices that the file stacks in a tensor of 3 dimensions.
+    """
 
     name: str
-    shape: tuple[int, ...]  # in the file
+    shape: tuple[int, ...]  # in the file; of a stack, all of it
     layout: Layout = AS_IS
+    index: int | None = None
+
+    @property
+    def part_shape(self) -> tuple[int, ...]:
+        """The shape in the file, without that of the stack."""
+        return self.shape if self.index is None else self.shape[1:]
 
 
 @dataclass(frozen=True)
@@ -77,9 +86,15 @@ def to_file_layout(weight_map: WeightMap, tensors: "Tensors") -> dict[str, "Arra
         for piece in pieces:
             rows = tensors[tensor]
             if len(pieces) > 1:
-                rows = rows[row : row + piece.shape[0]]
-            theirs[piece.name] = np.ascontiguousarray(piece.layout.to_file(rows))
-            row += piece.shape[0]
+                rows = rows[row : row + piece.part_shape[0]]
+            row += piece.part_shape[0]
+            part = np.ascontiguousarray(piece.layout.to_file(rows))
+            if piece.index is None:
+                theirs[piece.name] = part
+                continue
+            if piece.name not in theirs:
+                theirs[piece.name] = np.zeros(piece.shape, part.dtype)
+            theirs[piece.name][piece.index] = part
     return theirs
 
 

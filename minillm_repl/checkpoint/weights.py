@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from minillm_repl.checkpoint import ReadOptions, WeightMap
+from minillm_repl.checkpoint import ReadOptions, SourceTensor, WeightMap
 from minillm_repl.checkpoint.dequantise import ScaledTensorInfo, dequantise
 from minillm_repl.checkpoint.gguf.header import GGUFHeader
 from minillm_repl.checkpoint.header import MAX_HEADER_BYTES, Header, TensorInfo
@@ -150,22 +150,26 @@ class _TensorFiles:
         self._files = files
         self._name = name
 
-    def read(self, location: TensorLocation) -> Array:
+    def read(self, location: TensorLocation, index: int | None = None) -> Array:
         """Return a tensor in the shape and dtype of its header; 8-bit floats become float32.
 
-        Raises UserError.
+        With an index, it is that one of the matrices that are stacked. Raises UserError.
         """
         path, info = location
         if isinstance(info, ScaledTensorInfo):
-            return dequantise(info, path, self.read)
+            whole = dequantise(info, path, self.read)
+            return whole if index is None else whole[index]
         dtype = _STORED_DTYPES[info.dtype]
+        shape = info.shape if index is None else info.shape[1:]
+        is_by_hand = path not in self._files or info.dtype in _BY_HAND or index is not None
         with convert_read_errors(self._name):
-            if path not in self._files or info.nbytes >= _LARGE_TENSOR or info.dtype in _BY_HAND:
-                array = np.fromfile(path, dtype, math.prod(info.shape), offset=info.start)
-                array = array.reshape(info.shape)
+            if is_by_hand or info.nbytes >= _LARGE_TENSOR:
+                count = math.prod(shape)
+                start = info.start + (index or 0) * count * dtype.itemsize
+                array = np.fromfile(path, dtype, count, offset=start).reshape(shape)
             else:
                 array = self._files[path].get_tensor(info.name)
-        if array.shape != info.shape or array.dtype != dtype:
+        if array.shape != shape or array.dtype != dtype:
             raise _changed_error(self._name)
         return float8_to_float32(array, info.dtype) if dtype == np.uint8 else array
 
@@ -207,21 +211,26 @@ def read_weights(
     check_memory(sum(sizes) * dtype.itemsize, name)
     # Progress counts bytes, not tensors: the embedding may be half of a small model.
     total = sum(info.nbytes for _path, info in locations.values())
-    done = 0
+    done = 0.0
     weights: dict[str, Array] = {}
     with _open_files(locations.values(), name) as files:
         for tensor, pieces in weight_map.sources.items():
             parts: list[Array] = []
             for piece in pieces:
-                part = files.read(locations[piece.name])
+                part = files.read(locations[piece.name], piece.index)
                 part = convert_finite(part, dtype, piece.name, name, options.allow_nonfinite)
                 parts.append(piece.layout.from_file(part))
-                done += locations[piece.name][1].nbytes
+                done += share_of_bytes(piece, locations[piece.name])
                 options.progress(done / total)
             # The pieces are rows of the tensor, one below the other.
             joined = parts[0] if len(parts) == 1 else np.concatenate(parts)
             weights[tensor] = np.ascontiguousarray(joined)
     return weights
+
+
+def share_of_bytes(piece: SourceTensor, location: TensorLocation) -> float:
+    """Return the bytes in a file that a piece takes: of a stack, an equal share."""
+    return location[1].nbytes / (1 if piece.index is None else piece.shape[0])
 
 
 def convert_finite(

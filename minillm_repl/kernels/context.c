@@ -31,6 +31,21 @@ static bool are_matrix(const Matrix *parts, int n, int rows, int inputs) {
     return rows == 0;
 }
 
+// Whether a layer has the experts of a model, and those of each kind lie in memory in one way.
+static bool are_experts(const Model *m, const Layer *l) {
+    const Expert *one = l->experts;
+    if (m->n_experts_per_tok < 1 || m->n_experts_per_tok > m->n_experts || m->d_expert < 1 ||
+        m->parallel_residual || l->post_norm2.gain ||
+        !is_matrix(&l->router, m->n_experts, m->d_model))
+        return false;
+    for (const Expert *e = one; e < one + m->n_experts; e++)
+        if (!is_matrix(&e->gate, m->d_expert, m->d_model) || e->gate.kind != one->gate.kind ||
+            !is_matrix(&e->up, m->d_expert, m->d_model) || e->up.kind != one->up.kind ||
+            !is_matrix(&e->down, m->d_model, m->d_expert) || e->down.kind != one->down.kind)
+            return false;
+    return true;
+}
+
 static const char *check_layer(const Model *m, const Layer *l) {
     int d = m->head_dim;
     if (!l->norm1.gain && !l->post_norm1.gain) return "norms of attention";
@@ -40,9 +55,13 @@ static const char *check_layer(const Model *m, const Layer *l) {
     if (!l->q_norm.gain != !l->k_norm.gain) return "q_norm and k_norm";
     if (!are_matrix(l->qkv, 3, (m->n_heads + 2 * m->n_kv_heads) * d, m->d_model)) return "qkv";
     if (!is_matrix(&l->proj, m->d_model, m->n_heads * d)) return "proj";
-    if (l->gate.weights && !is_matrix(&l->gate, m->d_mlp, m->d_model)) return "gate";
-    if (!is_matrix(&l->up, m->d_mlp, m->d_model)) return "up";
-    if (!is_matrix(&l->down, m->d_model, m->d_mlp)) return "down";
+    if (l->experts) {
+        if (!are_experts(m, l)) return "experts";
+    } else {
+        if (l->gate.weights && !is_matrix(&l->gate, m->d_mlp, m->d_model)) return "gate";
+        if (!is_matrix(&l->up, m->d_mlp, m->d_model)) return "up";
+        if (!is_matrix(&l->down, m->d_model, m->d_mlp)) return "down";
+    }
     if (l->rope < -1) return "rope";
     return l->window < 0 ? "window" : NULL;
 }
@@ -53,6 +72,7 @@ const char *minillm_check(const Model *m) {
         m->n_threads < 1)
         return "a size below 1";
     if (m->n_heads % m->n_kv_heads) return "n_heads and n_kv_heads";
+    if (m->n_experts < 0 || m->d_expert < 0) return "experts";
     if (m->activation < GELU || m->activation > RELU) return "activation";
     if (!is_matrix(&m->embedding, m->vocab_size, m->d_model)) return "embedding";
     if (!is_matrix(&m->head, m->vocab_size, m->d_model)) return "head";
@@ -85,9 +105,11 @@ static size_t most(size_t a, size_t b) { return a > b ? a : b; }
 static void lay_out(Context *c, Pool *pool) {
     const Model *m = c->model;
     size_t w = m->d_model, d = m->head_dim, h = m->n_heads, g = m->n_kv_heads, t = MAX_TOKENS;
-    size_t padded = c->padded, inputs = most(most(w, m->d_mlp), h * d),
+    size_t padded = c->padded, inputs = most(most(w, most(m->d_mlp, m->d_expert)), h * d),
            groups = groups_of((int)inputs);
-    size_t tokens = up_to(MAX_TOKENS, 16), parts = c->most_parts;
+    // A thread that is late may read the first row of one plan and the count of another.
+    size_t pairs = m->n_experts ? rows_of_pairs(m, tokens_at_once(m)) + MAX_TOKENS : 0;
+    size_t tokens = up_to((int)most(MAX_TOKENS, pairs), 16), parts = c->most_parts;
     c->x = floats(pool, t * w);
     c->x2 = floats(pool, t * w);
     c->normed = floats(pool, t * w);
@@ -96,6 +118,13 @@ static void lay_out(Context *c, Pool *pool) {
     c->queries = floats(pool, t * h * d);
     c->z = floats(pool, t * h * d);
     c->hidden = floats(pool, t * m->d_mlp);
+    c->scores = floats(pool, t * m->n_experts);
+    c->weights = floats(pool, t * m->n_experts_per_tok);
+    c->pairs_in = floats(pool, pairs * w);
+    c->pairs_hidden = floats(pool, pairs * m->d_expert);
+    c->pairs_out = floats(pool, pairs * w);
+    c->chosen = take(pool, t * m->n_experts_per_tok, sizeof(int32_t));
+    c->plan = take(pool, plan_numbers(m), sizeof(int32_t));
     c->part_mixed = floats(pool, parts * h * padded);
     c->part_largest = floats(pool, parts * h);
     c->part_total = floats(pool, parts * h);
@@ -103,7 +132,8 @@ static void lay_out(Context *c, Pool *pool) {
     c->operand.steps = floats(pool, tokens * groups);
     c->operand.sums = take(pool, tokens * groups, 2 * DIGITS * sizeof(int32_t));
     c->operand.parts = take(pool, tokens * groups * GROUP * 3, sizeof(uint16_t));
-    size_t rows = rows_per_piece((int)most(m->vocab_size, most(m->d_mlp, (h + 2 * g) * d)), 1);
+    size_t widest = most(most(m->vocab_size, m->n_experts), most(m->d_mlp, (h + 2 * g) * d));
+    size_t rows = rows_per_piece((int)widest, 1);
     size_t out = most(most(t * PIECE_ROWS, rows), most(t * d, most(w, 31 * groups)));
     out = most(most(out, 3 * SPLIT * 8), h * d);
     c->scratch = take(pool, m->n_threads, sizeof(Scratch));
@@ -119,6 +149,7 @@ static void lay_out(Context *c, Pool *pool) {
             .largest = floats(pool, QUERIES),
             .total = floats(pool, QUERIES),
             .seen = take(pool, QUERIES * 2, sizeof(int32_t)),
+            .plan = take(pool, plan_numbers(m), sizeof(int32_t)),
         };
         if (pool->block) c->scratch[i] = s;
     }
@@ -147,11 +178,17 @@ static int most_pieces(const Context *c) {
     const Model *m = c->model;
     int h = m->n_heads, g = m->n_kv_heads, group = h / g;
     size_t inputs = most(most(m->d_model, m->d_mlp), (size_t)(h + 2 * g) * m->head_dim);
-    size_t rows = most(inputs, (size_t)m->vocab_size);
+    inputs = most(inputs, m->d_expert);
+    size_t rows = most(inputs, most(m->vocab_size, m->n_experts));
     size_t tiles = (size_t)g * ((MAX_TOKENS * (size_t)group + QUERIES - 1) / QUERIES);
     size_t queries = (size_t)g * ((group + QUERIES - 1) / QUERIES) * c->most_parts;
     size_t split = 9 * (inputs / SPLIT + 1);
     size_t pieces = most(most(rows / PIECE_ROWS + 1, tiles), most(queries, split));
+    if (m->n_experts) {
+        size_t some = tokens_at_once(m), all = rows_of_pairs(m, (int)some);
+        pieces = most(pieces, groups_of_pairs(m, (int)some) * (inputs / PIECE_ROWS + 1));
+        pieces = most(pieces, most(all, (all / 16 + 1) * (inputs / SPLIT + 1)));
+    }
     return (int)most(most(pieces, h + 2 * g), 2 * MAX_TOKENS);
 }
 

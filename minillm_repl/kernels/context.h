@@ -19,7 +19,11 @@ struct Context {
     float *hidden;            // (t, d_mlp)
     float *part_mixed;        // (parts, h, padded), and the two below (parts, h): see attention.c
     float *part_largest, *part_total;
-    Operand operand;  // the memory of the other forms of a product's operand
+    // Of mixtures of experts: the router's logits (t, n_experts), the weights of the chosen experts
+    // (t, n_experts_per_tok), and what goes in and out of the experts, a row for each pair
+    float *scores, *weights, *pairs_in, *pairs_hidden, *pairs_out;
+    int32_t *chosen, *plan;  // (t, n_experts_per_tok), and the numbers of a Plan
+    Operand operand;         // the memory of the other forms of a product's operand
     // The KV cache: keys (layers, g, blocks, d, 32), values (layers, g, positions, padded).
     float *keys, *values;
     // What Canon layers read (layers, 2, CANON − 1 + positions, w): zeros, then every position.

@@ -26,8 +26,9 @@ typedef struct {
     float *to;
     const Matrix *matrix, *gate;
     Operand operand;
-    int rows;    // of a matrix that make a piece
-    int stride;  // of `to`
+    int rows;      // of a matrix that make a piece
+    int stride;    // of `to`
+    bool is_down;  // of the experts' matrices
 } Step;
 
 static inline Scratch *scratch_of(Step *s, int thread) { return &s->c->scratch[thread]; }
@@ -129,24 +130,34 @@ static void put_parts(void *job, int thread, int i) {
 }
 #endif
 
-static void product_rows(void *job, int thread, int i) {
-    Step *s = job;
+// Rows of a matrix times x, in `out`; with a gate, activation(gate · x) ⊙ matrix · x.
+static void multiply(Step *s, int thread, const Matrix *gate, const Matrix *matrix,
+                     const Operand *x, int first, int last, bool activates) {
     Scratch *scratch = scratch_of(s, thread);
-    int first = i * s->rows,
-        last = first + s->rows < s->matrix->rows ? first + s->rows : s->matrix->rows;
-    if (s->gate) {
-        matmul(s->gate, first, last, &s->operand, scratch->out, s->rows, scratch);
-        matmul(s->matrix, first, last, &s->operand, scratch->out2, s->rows, scratch);
+    if (gate) {
+        matmul(gate, first, last, x, scratch->out, s->rows, scratch);
+        matmul(matrix, first, last, x, scratch->out2, s->rows, scratch);
     } else {
-        matmul(s->matrix, first, last, &s->operand, scratch->out, s->rows, scratch);
+        matmul(matrix, first, last, x, scratch->out, s->rows, scratch);
     }
-    if (s->to != s->c->hidden) return;
-    for (int t = 0; t < s->operand.count; t++) {
+    if (!activates) return;
+    for (int t = 0; t < x->count; t++) {
         float *out = scratch->out + (size_t)t * s->rows, *up = scratch->out2 + (size_t)t * s->rows;
         activate(s->c->model->activation, out, last - first);
-        if (s->gate)
+        if (gate)
             for (int o = 0; o < last - first; o++) out[o] *= up[o];
     }
+}
+
+static int last_row(const Step *s, int first, int rows) {
+    return first + s->rows < rows ? first + s->rows : rows;
+}
+
+static void product_rows(void *job, int thread, int i) {
+    Step *s = job;
+    int first = i * s->rows;
+    multiply(s, thread, s->gate, s->matrix, &s->operand, first, last_row(s, first, s->matrix->rows),
+             s->to == s->c->hidden);
 }
 
 static void put_rows(void *job, int thread, int i) {
@@ -165,29 +176,39 @@ static void put_rows(void *job, int thread, int i) {
     }
 }
 
+// Makes the other forms of the operand of a matrix, as far as a product needs them.
+static void prepare_operand(Member *member, int thread, Step *s, const float *x, int count,
+                            int inputs, bool digits, bool parts) {
+    s->operand = s->c->operand;
+    s->operand.x = x;
+    s->operand.count = count;
+    s->operand.inputs = inputs;
+    if (digits) team_phase(member, thread, s, (Work){round_row, put_digits}, count);
+#if defined(__AMX_BF16__)
+    if (parts)
+        team_phase(member, thread, s, (Work){split_block, put_parts},
+                   up_to(count, 16) / 16 * (up_to(inputs, SPLIT) / SPLIT));
+#else
+    (void)parts;
+#endif
+}
+
 // to (t, rows) = residual + matrix · x (t, inputs), or, with a gate, activation(gate · x) ⊙ matrix · x.
 // The rows of `to` lie `stride` numbers apart.
 static void product_into(Member *member, int thread, Step *s, const Matrix *gate,
                          const Matrix *matrix, const float *x, const float *residual, float *to,
                          int stride) {
-    s->operand = s->c->operand;
-    s->operand.x = x;
-    s->operand.count = s->count;
-    s->operand.inputs = matrix->inputs;
+    int count = s->count;
     s->gate = gate && gate->weights ? gate : NULL;
     s->matrix = matrix;
     s->residual = residual;
     s->scale = s->c->model->residual_scale;
     s->to = to;
     s->stride = stride;
-    if (needs_digits(matrix, s->count) || (s->gate && needs_digits(gate, s->count)))
-        team_phase(member, thread, s, (Work){round_row, put_digits}, s->count);
-#if defined(__AMX_BF16__)
-    if (needs_parts(matrix, s->count) || (s->gate && needs_parts(gate, s->count)))
-        team_phase(member, thread, s, (Work){split_block, put_parts},
-                   up_to(s->count, 16) / 16 * (up_to(matrix->inputs, SPLIT) / SPLIT));
-#endif
-    s->rows = rows_per_piece(matrix->rows, s->count);
+    prepare_operand(member, thread, s, x, count, matrix->inputs,
+                    needs_digits(matrix, count) || (s->gate && needs_digits(s->gate, count)),
+                    needs_parts(matrix, count) || (s->gate && needs_parts(s->gate, count)));
+    s->rows = rows_per_piece(matrix->rows, count);
     team_phase(member, thread, s, (Work){product_rows, put_rows},
                (matrix->rows + s->rows - 1) / s->rows);
 }
@@ -216,6 +237,7 @@ static void finish_head(void *job, int thread, int head) {
             normalise(norm, m->norm_eps, x, d, out);
         else
             memcpy(out, x, (size_t)d * sizeof(float));
+        if (m->qkv_clip > 0) clip(out, m->qkv_clip, d);
         if (!is_value && s->layer->rope >= 0) {
             size_t angles = ((size_t)s->layer->rope * c->angles + s->start + t) * (size_t)c->pairs;
             rotate(out, c->cos + angles, c->sin + angles, c->pairs);
@@ -347,6 +369,134 @@ static void attention(Member *member, int thread, Step *s) {
     if (s->parts > 1) team_phase(member, thread, s, (Work){merge_head, put_merged}, m->n_heads);
 }
 
+// ---- a mixture of experts (experts.c) ----
+
+static void route_token(void *job, int thread, int t) {
+    Step *s = job;
+    const Model *m = s->c->model;
+    Scratch *scratch = scratch_of(s, thread);
+    choose_experts(m, s->c->scores + (size_t)t * m->n_experts, scratch->out, scratch->plan,
+                   scratch->out2);
+}
+
+static void put_route(void *job, int thread, int t) {
+    Step *s = job;
+    int k = s->c->model->n_experts_per_tok;
+    const Scratch *scratch = scratch_of(s, thread);
+    memcpy(s->c->chosen + (size_t)t * k, scratch->plan, (size_t)k * sizeof(int32_t));
+    memcpy(s->c->weights + (size_t)t * k, scratch->out2, (size_t)k * sizeof(float));
+}
+
+static void make_plan(void *job, int thread, int i) {
+    (void)i;
+    Step *s = job;
+    const Model *m = s->c->model;
+    plan_pairs(m, s->c->chosen, s->count, plan_in(m, scratch_of(s, thread)->plan));
+}
+
+static void put_plan(void *job, int thread, int i) {
+    (void)i;
+    Step *s = job;
+    memcpy(s->c->plan, scratch_of(s, thread)->plan, plan_numbers(s->c->model) * sizeof(int32_t));
+}
+
+static void nothing(void *job, int thread, int i) { (void)job, (void)thread, (void)i; }
+
+static void put_pair(void *job, int thread, int row) {
+    (void)thread;
+    Step *s = job;
+    int n = s->c->model->d_model, t = plan_in(s->c->model, s->c->plan).token[row];
+    float *to = s->c->pairs_in + (size_t)row * n;
+    if (t < 0)
+        memset(to, 0, (size_t)n * sizeof *to);
+    else
+        memcpy(to, s->from + (size_t)t * n, (size_t)n * sizeof *to);
+}
+
+static int pieces_of_expert(const Step *s) {
+    const Model *m = s->c->model;
+    return ((s->is_down ? m->d_model : m->d_expert) + s->rows - 1) / s->rows;
+}
+
+// Piece i: some rows of the matrices of an expert, times the tokens of a group.
+static void expert_rows(void *job, int thread, int i) {
+    Step *s = job;
+    int per = pieces_of_expert(s), group = i / per, first = i % per * s->rows;
+    Plan plan = plan_in(s->c->model, s->c->plan);
+    if (!plan.count[group]) return;
+    const Expert *e = &s->layer->experts[plan.expert[group]];
+    const Matrix *matrix = s->is_down ? &e->down : &e->up;
+    Operand x = operand_rows(&s->operand, plan.first[group], plan.count[group]);
+    multiply(s, thread, s->is_down ? NULL : &e->gate, matrix, &x, first,
+             last_row(s, first, matrix->rows), !s->is_down);
+}
+
+static void put_expert_rows(void *job, int thread, int i) {
+    Step *s = job;
+    int per = pieces_of_expert(s), group = i / per, first = i % per * s->rows;
+    Plan plan = plan_in(s->c->model, s->c->plan);
+    int n = last_row(s, first, s->stride) - first;
+    for (int t = 0; t < plan.count[group]; t++)
+        memcpy(s->to + ((size_t)plan.first[group] + t) * s->stride + first,
+               scratch_of(s, thread)->out + (size_t)t * s->rows, (size_t)n * sizeof(float));
+}
+
+// What the experts of a token have made, summed and added to the residual stream.
+static void sum_experts(void *job, int thread, int t) {
+    Step *s = job;
+    const Context *c = s->c;
+    int w = c->model->d_model, k = c->model->n_experts_per_tok;
+    const int32_t *rows = plan_in(c->model, c->plan).row + (size_t)t * k;
+    float *out = scratch_of(s, thread)->out;
+    memcpy(out, s->residual + (size_t)t * w, (size_t)w * sizeof(float));
+    for (int j = 0; j < k; j++) {
+        const float *one = c->pairs_out + (size_t)rows[j] * w;
+        float by = c->weights[(size_t)t * k + j] * c->model->residual_scale;
+        for (int i = 0; i < w; i++) out[i] += by * one[i];
+    }
+}
+
+// One product of all experts with the rows of their pairs, whose numbers of inputs and rows are given.
+static void expert_product(Member *member, int thread, Step *s, const float *x, int inputs,
+                           float *to, int rows) {
+    const Model *m = s->c->model;
+    const Expert *e = s->layer->experts;
+    s->is_down = to == s->c->pairs_out;
+    s->to = to;
+    s->stride = rows;
+    const Matrix *one = s->is_down ? &e->down : &e->up;
+    // An expert may have one token, whatever the number of all.
+    prepare_operand(member, thread, s, x, rows_of_pairs(m, s->count), inputs,
+                    needs_digits(one, 1) || (!s->is_down && needs_digits(&e->gate, 1)),
+                    needs_parts(one, s->count) || needs_parts(&e->gate, s->count));
+    s->rows = PIECE_ROWS;
+    team_phase(member, thread, s, (Work){expert_rows, put_expert_rows},
+               groups_of_pairs(m, s->count) * pieces_of_expert(s));
+}
+
+// to = residual + scale · Σ weight · expert(x), over the experts that are chosen for each token.
+static void mixture(Member *member, int thread, Step *s, const float *x, const float *residual,
+                    float *to) {
+    Context *c = s->c;
+    const Model *m = c->model;
+    int count = s->count, w = m->d_model, some = tokens_at_once(m);
+    for (int first = 0; first < count; first += some) {
+        const float *from = x + (size_t)first * w;
+        s->count = count - first < some ? count - first : some;
+        product(member, thread, s, NULL, &s->layer->router, from, NULL, c->scores);
+        team_phase(member, thread, s, (Work){route_token, put_route}, s->count);
+        team_phase(member, thread, s, (Work){make_plan, put_plan}, 1);
+        s->from = from;
+        team_phase(member, thread, s, (Work){nothing, put_pair}, rows_of_pairs(m, s->count));
+        expert_product(member, thread, s, c->pairs_in, w, c->pairs_hidden, m->d_expert);
+        expert_product(member, thread, s, c->pairs_hidden, m->d_expert, c->pairs_out, w);
+        s->residual = residual + (size_t)first * w;
+        s->to = to + (size_t)first * w;
+        team_phase(member, thread, s, (Work){sum_experts, put_row}, s->count);
+    }
+    s->count = count;
+}
+
 // ---- a step ----
 
 static void norm(Member *member, int thread, Step *s, const Norm *norm, const float *from,
@@ -430,6 +580,10 @@ void run_step(Member *member, int thread, void *job) {
             read += (size_t)(s->count - s->wanted) * w;
             residual += (size_t)(s->count - s->wanted) * w;
             s->count = s->wanted;
+        }
+        if (layer->experts) {
+            mixture(member, thread, s, read, residual, c->x);
+            continue;
         }
         product(member, thread, s, &layer->gate, &layer->up, read, NULL, c->hidden);
         add_product(member, thread, s, &layer->down, &layer->post_norm2, c->hidden, residual, c->x);

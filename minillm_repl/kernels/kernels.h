@@ -11,6 +11,7 @@
 //   quantised.c  weights of 8 bits or fewer times a token, and what they are in float32
 //   attention.c  attention with online softmax over the KV cache
 //   pointwise.c  norms, Canon layers, activations, rotary positions, rounding of activations
+//   experts.c    mixtures of experts: which experts each token goes to
 //   forward.c    a step of a model, top to bottom: begin to read here
 
 #ifndef MINILLM_KERNELS_H
@@ -65,6 +66,10 @@ typedef struct {
 #define CANON 4  // tokens that a Canon layer mixes: a token and the three before it
 
 typedef struct {
+    Matrix gate, up, down;
+} Expert;
+
+typedef struct {
     Norm norm1, norm2;            // of what attention and MLP read, if the model has them
     Norm post_norm1, post_norm2;  // of what they add
     Norm q_norm, k_norm;          // of each head, or of all heads of a token together
@@ -73,19 +78,25 @@ typedef struct {
     Matrix qkv[3];  // queries, keys and values, in this order, in one matrix or more
     Matrix proj;
     Matrix gate, up, down;  // the gate is missing in a plain MLP
-    int32_t window;         // positions that a query sees, its own included; 0 for all
-    int32_t rope;           // which of the rotary angles; -1: queries and keys are not rotated
+    // Of a mixture of experts, which has no MLP of its own: what chooses them, and n_experts of them
+    Matrix router;
+    const Expert *experts;
+    int32_t window;  // positions that a query sees, its own included; 0 for all
+    int32_t rope;    // which of the rotary angles; -1: queries and keys are not rotated
 } Layer;
 
 typedef struct {
     int32_t n_layers, d_model, n_heads, n_kv_heads, head_dim, d_mlp, vocab_size, context_length;
     int32_t activation, parallel_residual;
     int32_t qk_norm_per_head;
+    // Of mixtures of experts, or 0: norm_topk_prob divides the weights of the chosen ones by their sum.
+    int32_t n_experts, n_experts_per_tok, d_expert, norm_topk_prob;
     float norm_eps;
     // Multipliers of the embedding, of what attention and MLP add, of scores and of logits; caps of
     // scores and logits, or 0.
     float embedding_scale, residual_scale, attention_scale, logit_scale;
     float attention_softcap, logit_softcap;
+    float qkv_clip;  // queries, keys and values stay within ± this; 0: they stay as they are
     int32_t n_threads;
     Matrix embedding, head;
     const float *positions;  // (context_length, d_model): learned ones, or NULL

@@ -36,6 +36,7 @@ typedef struct {
     float *queries, *scores, *mixed;  // (d), (STRETCH), (padded d)
     float *largest, *total;  // the largest score so far, and the sum of e^(score − largest)
     int32_t *seen;           // (2): the first position, and the one after the last
+    int32_t *plan;           // as large as that of the context
 } Scratch;
 
 static inline int groups_of(int inputs) { return (inputs + GROUP - 1) / GROUP; }
@@ -69,8 +70,38 @@ void mix_recent(const float *taps, const float *recent, int n, float *y);
 void activate(int activation, float *x, int n);
 void scale(float *x, float by, int n);
 void softcap(float *x, float cap, int n);
+void clip(float *x, float most, int n);
 void rotate(float *x, const float *cos, const float *sin, int pairs);
 void round_to_digits(const float *x, int n, int8_t *digits, float *steps, int32_t *sums);
+
+// experts.c: a pair is a token and an expert that it goes to. The pairs of an expert lie together,
+// in rows of their own, from a multiple of PAIR_ALIGN on.
+#if defined(__AMX_BF16__)
+#define PAIR_ALIGN 16  // tokens that the tile unit takes at once
+#else
+#define PAIR_ALIGN 1
+#endif
+#define MAX_PAIRS (8 * MAX_TOKENS)  // that are worked on at once, or those of one token
+
+// Where the pairs are: how many tokens each group of pairs has, of which expert, from which row on.
+typedef struct {
+    int32_t *expert, *first, *count;  // (groups), of which the last may be empty
+    int32_t *token;                   // (rows): the token of a pair; −1: none
+    int32_t *row;                     // (tokens, n_experts_per_tok): the row of a pair
+} Plan;
+
+int tokens_at_once(const Model *m);
+int groups_of_pairs(const Model *m, int count);  // that `count` tokens need
+int rows_of_pairs(const Model *m, int count);
+size_t plan_numbers(const Model *m);
+Plan plan_in(const Model *m, int32_t *numbers);
+// The experts with the largest logits, and their weights; `probs` (n_experts) is for its own use.
+void choose_experts(const Model *m, const float *logits, float *probs, int32_t *chosen,
+                    float *weights);
+// The plan of `count` tokens and their chosen experts.
+void plan_pairs(const Model *m, const int32_t *chosen, int count, Plan plan);
+// Rows `first` to `first + count` of the activations of pairs.
+Operand operand_rows(const Operand *all, int first, int count);
 
 // attention.c
 typedef struct {

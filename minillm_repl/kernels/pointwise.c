@@ -95,6 +95,11 @@ void softcap(float *x, float cap, int n) {
     }
 }
 
+// Keeps numbers within ± most; NaN stays NaN.
+void clip(float *x, float most, int n) {
+    for (int i = 0; i < n; i++) x[i] = x[i] > most ? most : x[i] < -most ? -most : x[i];
+}
+
 // Rotates a query or key: number i with number i + pairs, by the angle of its position (Su et al.
 // 2021); what is left stays.
 void rotate(float *x, const float *cos, const float *sin, int pairs) {

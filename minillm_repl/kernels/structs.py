@@ -34,6 +34,12 @@ class Norm(ctypes.Structure):
     _fields_ = [("gain", c_void_p), ("bias", c_void_p)]
 
 
+class Expert(ctypes.Structure):
+    """The matrices of one expert."""
+
+    _fields_ = [(name, Matrix) for name in ("gate", "up", "down")]
+
+
 class Layer(ctypes.Structure):
     """The weights of a transformer block."""
 
@@ -42,7 +48,8 @@ class Layer(ctypes.Structure):
         *((name, Norm) for name in ("q_norm", "k_norm")),
         *((name, c_void_p) for name in ("canon1", "canon2")),
         ("qkv", Matrix * 3),
-        *((name, Matrix) for name in ("proj", "gate", "up", "down")),
+        *((name, Matrix) for name in ("proj", "gate", "up", "down", "router")),
+        ("experts", POINTER(Expert)),
         ("window", c_int32),
         ("rope", c_int32),
     ]
@@ -51,10 +58,11 @@ class Layer(ctypes.Structure):
 _SIZES = (
     "n_layers", "d_model", "n_heads", "n_kv_heads", "head_dim", "d_mlp", "vocab_size",
     "context_length", "activation", "parallel_residual", "qk_norm_per_head",
+    "n_experts", "n_experts_per_tok", "d_expert", "norm_topk_prob",
 )  # fmt: skip
 _SCALES = (
     "norm_eps", "embedding_scale", "residual_scale", "attention_scale", "logit_scale",
-    "attention_softcap", "logit_softcap",
+    "attention_softcap", "logit_softcap", "qkv_clip",
 )  # fmt: skip
 
 

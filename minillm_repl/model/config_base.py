@@ -22,10 +22,15 @@ _MAX_BY_FIELD = {
     "n_kv_heads": 1_024,
     "d_model": 65_536,
     "d_mlp": 1_000_000,
+    "n_experts": 1_024,
+    "d_expert": 1_000_000,
 }
 _MAX_OTHER = 100_000_000
 # Zero switches these off, or stands for the usual value.
-_MAY_BE_ZERO = {"d_mlp", "attention_multiplier", "attention_softcap", "logit_softcap"}
+_MAY_BE_ZERO = {
+    *("d_mlp", "attention_multiplier", "attention_softcap", "logit_softcap", "qkv_clip"),
+    *("n_experts", "n_experts_per_tok", "d_expert"),
+}
 _CHOICES = {
     "activation": ACTIVATIONS,
     "scaling": SCALINGS,

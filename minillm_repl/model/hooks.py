@@ -14,7 +14,9 @@ h head):
     blocks.i.residual.mid   (b, t, d_model)      between attention and MLP; absent where the two
                                                  work side by side (GPT-NeoX)
     blocks.i.mlp.normed|mixed  (b, t, d_model)   the same, of the MLP
-    blocks.i.mlp.hidden     (b, t, d_mlp)        after the activation, and the gate in a Llama
+    blocks.i.mlp.hidden     (b, t, d_mlp)        after the activation, and the gate in a Llama;
+                                                 absent in a mixture of experts, which has
+    blocks.i.mlp.router     (b, t, n_experts)    the logits that choose the experts of a token
     blocks.i.mlp.out        (b, t, d_model)      what the MLP adds to the residual stream
     blocks.i.residual       (b, t, d_model)      the residual stream after the block
     final                   (b, t, d_model)      after the last norm, before the unembedding

@@ -140,7 +140,7 @@ def add_dropout(model: nn.Module, p: float) -> None:
         return F.dropout(output, p, module.training)
 
     # What writes to the residual stream, as in GPT-2.
-    ends = ("token_embedding", "attention.proj", "mlp.down")
+    ends = ("token_embedding", "attention.proj", ".down")
     for name, module in model.named_modules():
         if name.endswith(ends):
             module.register_forward_hook(drop)
@@ -191,11 +191,18 @@ class LoRALinear(nn.Module):
 
 
 def add_adapters(model: "LanguageModel", rank: int) -> "LanguageModel":
-    """Put an adapter of this rank beside every matrix in the blocks; only these are trained now."""
+    """Put an adapter of this rank beside every matrix in the blocks; only these are trained now.
+
+    Routers and experts have none: other programs keep the experts of a layer in one tensor, which
+    an adapter of theirs cannot name.
+    """
     model.requires_grad_(False)
+    routed = {
+        part for mlp in model.blocks.modules() if hasattr(mlp, "router") for part in mlp.modules()
+    }
     # Lists: the loop replaces the modules that it visits.
     for module in list(model.blocks.modules()):
-        if not isinstance(module, LoRALinear):
+        if not isinstance(module, LoRALinear) and module not in routed:
             for name, layer in list(module.named_children()):
                 if isinstance(layer, nn.Linear):
                     setattr(module, name, LoRALinear(layer, rank))

@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own usual name
 from torch import Tensor, nn
 
-from minillm_repl.model.attention import ACTIVATION_FUNCTIONS, KVCache, attend, softcap
+from minillm_repl.model.attention import KVCache, attend, softcap
 from minillm_repl.model.config import CANON_TOKENS, LlamaConfig
 from minillm_repl.model.hooks import Hook, no_hook
 from minillm_repl.model.layers import Embedding, Linear, add_causal_conv, linear_float32
+from minillm_repl.model.mlp import LlamaMLP, RoutedMLP
 from minillm_repl.model.rope import CosSin, apply_rotary_emb, compute_cos_sin
 
 
@@ -91,6 +92,8 @@ class LlamaAttention(nn.Module):
         if config.qk_norm and not config.qk_norm_per_head:  # over all heads of a token together
             q, k, v = qkv.split((config.q_dim, config.kv_dim, config.kv_dim), dim=-1)
             qkv = torch.cat((self.q_norm(q), self.k_norm(k), v), dim=-1)
+        if config.qkv_clip:
+            qkv = qkv.clamp(-config.qkv_clip, config.qkv_clip)  # (b, t, (h+g+g)*d)
         heads = qkv.unflatten(-1, (-1, config.head_dim)).transpose(1, 2)  # (b, h+g+g, t, d)
         qk, v = heads.tensor_split((config.n_heads + config.n_kv_heads,), dim=1)
         if config.qk_norm and config.qk_norm_per_head:
@@ -109,24 +112,6 @@ class LlamaAttention(nn.Module):
         return self.proj(z.flatten(2))  # type: ignore[no-any-return]  # (b, t, h*d) -> (b, t, w)
 
 
-class LlamaMLP(nn.Module):
-    """The MLP with a gate (SwiGLU): activation(gate) × up, then back to the width of the model."""
-
-    def __init__(self, config: LlamaConfig, layer: int) -> None:
-        super().__init__()
-        self.layer = layer
-        self.gate_up = Linear(config.d_model, 2 * config.d_mlp, bias=config.mlp_bias)
-        self.activation = ACTIVATION_FUNCTIONS[config.activation]
-        self.down = Linear(config.d_mlp, config.d_model, bias=config.mlp_bias)
-
-    def forward(self, x: Tensor, hook: Hook) -> Tensor:
-        """Map each position on its own: (b, t, w) -> (b, t, w)."""
-        gate, up = self.gate_up(x).chunk(2, dim=-1)  # each (b, t, d_mlp)
-        hidden = self.activation(gate) * up  # (b, t, d_mlp)
-        hidden = hook(f"blocks.{self.layer}.mlp.hidden", hidden)
-        return self.down(hidden)  # type: ignore[no-any-return]  # (b, t, w)
-
-
 class LlamaBlock(nn.Module):
     """Attention, then the MLP: each reads the residual stream, and adds to it.
 
@@ -141,7 +126,8 @@ class LlamaBlock(nn.Module):
         self.attention = LlamaAttention(config, layer)
         self.post_norm1 = RMSNorm(config) if post else nn.Identity()
         self.norm2 = RMSNorm(config) if pre else nn.Identity()
-        self.mlp = LlamaMLP(config, layer)
+        is_routed = config.is_routed(layer)
+        self.mlp = RoutedMLP(config, layer) if is_routed else LlamaMLP(config, layer)
         self.post_norm2 = RMSNorm(config) if post else nn.Identity()
         self.canon1 = self.canon2 = None
         if config.has_canon_layers:
@@ -238,6 +224,8 @@ class Llama(nn.Module):
             if isinstance(module, LlamaAttention):
                 nn.init.normal_(module.qkv.weight, std=self.config.d_model**-0.5)
                 nn.init.zeros_(module.proj.weight)
+            elif isinstance(module, RoutedMLP):
+                nn.init.normal_(module.router.weight, std=self.config.d_model**-0.5)
             elif isinstance(module, LlamaMLP):
                 nn.init.normal_(module.gate_up.weight, std=self.config.d_model**-0.5)
                 nn.init.zeros_(module.down.weight)

@@ -157,6 +157,14 @@ def compute(inspected: InspectedText, layer: int, neuron: int | None = None) -> 
     Raises UserError if there is no such layer or neuron.
     """
     check_layer(inspected.config, layer)
+    if inspected.config.is_routed(layer):
+        raise UserError(
+            _(
+                "layer {layer} is a mixture of experts, whose neurons are not shown; "
+                "`:experts {layer}` shows which experts the tokens go to",
+                layer=layer,
+            )
+        )
     name = f"blocks.{layer}.mlp.hidden"
     hidden = inspected.run_with_cache(name, last_only=True)[1][name]  # (time, d_mlp)
     size = hidden.shape[-1]

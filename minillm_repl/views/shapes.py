@@ -49,6 +49,7 @@ _TENSORS = {  # in the order of the forward pass: the dimensions, and the name o
     "mlp.normed": ("tw", N_("normalized")),
     "mlp.mixed": ("tw", N_("with the 3 tokens before (Canon)")),
     "mlp.input": ("tw", N_("normalized")),
+    "mlp.router": ("te", N_("router logits")),
     "mlp.hidden": ("tf", N_("MLP hidden layer")),
     "mlp.out": ("tw", N_("MLP down-projection")),
     "residual": ("tw", N_("residual + update")),
@@ -67,6 +68,7 @@ _DIMENSIONS = {
     "g": N_("KV heads"),
     "d": N_("head dim"),
     "f": N_("MLP width"),
+    "e": N_("experts"),
     "v": N_("vocabulary"),
 }
 
@@ -169,6 +171,8 @@ class ShapesView(View, Truncation):
         label = _(_TENSORS[name][1])
         if name.endswith(".input") and self.norm_placement == "post":
             label = _("residual stream")
+        elif name == "mlp.out" and any(row.name.endswith("mlp.router") for row in self.rows):
+            label = _("weighted sum of the chosen experts")
         elif name in _POST_NORM_NAMES and self.norm_placement != "pre":
             label = _(_POST_NORM_NAMES[name])
         return f"  {label}"

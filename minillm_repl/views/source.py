@@ -129,8 +129,7 @@ def _with_sizes(comment: str, sizes: Mapping[str, int]) -> str:
         "b": 1,
         "past": 0,
         "g": sizes["h"],  # unless the model has fewer KV heads
-        "d_mlp": sizes["f"],
-        "hidden": sizes["f"],
+        **({"d_mlp": sizes["f"], "hidden": sizes["f"]} if "f" in sizes else {}),
         **sizes,
     }
     return re.sub(r"\w+", lambda word: str(named.get(word[0], word[0])), comment)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from minillm_repl.checkpoint.families.experts import GRANITE_MOE, OLMOE, QWEN3_MOE
 from minillm_repl.checkpoint.families.family import Family
 from minillm_repl.checkpoint.families.gemma import GEMMA2, GEMMA3, GEMMA3_IMAGES
 from minillm_repl.checkpoint.families.gpt import GPT2, GPT_NEOX
@@ -17,7 +18,7 @@ from minillm_repl.safetext import safe_line
 FAMILIES = (
     *(GPT2, GPT_NEOX, LLAMA, MISTRAL, QWEN2, QWEN3, SMOLLM3, PHI3),
     *(GRANITE, GRANITE_HYBRID, HYPERCLOVAX, OLMO2, OLMO3, EXAONE4, EXAONE3),
-    *(GEMMA2, GEMMA3, GEMMA3_IMAGES),
+    *(GEMMA2, GEMMA3, GEMMA3_IMAGES, QWEN3_MOE, OLMOE, GRANITE_MOE),
 )
 
 # Types whose published folders name code of their own (`auto_map`), which is not needed here.

@@ -13,6 +13,7 @@ from minillm_repl.model.config import AnyConfig
 from minillm_repl.safetext import safe_line
 
 _BLOCK = re.compile(r"blocks\.(\d+)\.(.*)")
+_EXPERT = re.compile(r"(mlp\.experts)\.(\d+)\.(.*)")
 _ANYTHING = re.compile("")
 _BUFFERS = r"(^|\.)(position_ids|rotary_emb\.\w+)$"  # constants that older versions saved
 
@@ -27,7 +28,7 @@ class Family:
     read_config: Callable[[ConfigFields], AnyConfig]
     write_config: Callable[[Any], dict[str, Any]]
     # From our name to the names in a file, both without `.weight`. Several are stacked by rows.
-    tensor_names: Mapping[str, tuple[str, ...]]
+    tensor_names: Mapping[str, tuple[str, ...]]  # a second {} is for the number of an expert
     prefix: str  # of all names but the unembedding's; files of a bare model lack it
     defaults: Mapping[str, Any]  # of fields that a config.json leaves out
     arch: str = "gpt"  # the model that runs it: gpt or llama
@@ -36,6 +37,9 @@ class Family:
     )  # these go before the usual names
     layouts: Callable[[AnyConfig], Mapping[str, Layout]] = field(default=lambda _config: {})
     tensor_aliases: Mapping[str, str] = field(default_factory=dict)  # from usual to other names
+    # Complete names of tensors of 3 dimensions, in which a file has all experts of a layer. The
+    # first that a file has counts; where `tensor_names` has no others, the first is written.
+    stacked_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     ignored: str = r"(?!)"  # pattern of tensors that mean nothing
     inner_config: str = ""  # the field of config.json that has the text model's fields
 
@@ -64,26 +68,12 @@ class Family:
 
         Other tensors of the file are ignored; `unused` returns them.
         """
-        layouts = self.layouts(config)
         outer = self._wrapper_prefix(names)
-        sources: dict[str, tuple[SourceTensor, ...]] = {}
-        for name, shape in config.shapes():
-            stem, _dot, ending = name.rpartition(".")  # ending: weight or bias
-            block = _BLOCK.fullmatch(stem)
-            key, layer = (block[2], block[1]) if block else (stem, "")
-            theirs = [
-                self._resolve_name(f"{each.format(layer)}.{ending}", outer, names)
-                for each in self.tensor_names[key]
-            ]
-            layout = layouts.get(key, AS_IS)
-            shapes = split_shape(config, len(theirs), shape)
-            # The shapes are those in the file.
-            if layout is TRANSPOSED:
-                shapes = [shape[::-1] for shape in shapes]
-            sources[name] = tuple(
-                SourceTensor(each, shape, layout)
-                for each, shape in zip(theirs, shapes, strict=True)
-            )
+        sources = {
+            name: self._stacked_source(name, shape, config, outer, names)
+            or self._sources(name, shape, config, outer, names)
+            for name, shape in config.shapes()
+        }
         embedding, head = self.embedding_and_head_names(names)
         # A file with tied embeddings may have the matrix only under the unembedding's name.
         if config.tie_word_embeddings and embedding not in names and head in names:
@@ -91,6 +81,50 @@ class Family:
                 replace(sources["token_embedding.weight"][0], name=head),
             )
         return WeightMap(sources, _ANYTHING)
+
+    def _sources(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        config: AnyConfig,
+        outer: str,
+        names: Collection[str],
+    ) -> tuple[SourceTensor, ...]:
+        """Return the tensors in a file that make one of ours, one below the other."""
+        key, numbers, ending = split_name(name)
+        theirs = [
+            self._resolve_name(f"{each.format(*numbers)}.{ending}", outer, names)
+            for each in self.tensor_names[key]
+        ]
+        layout = self.layouts(config).get(key, AS_IS)
+        shapes = split_shape(config, len(theirs), shape)
+        # The shapes are those in the file.
+        if layout is TRANSPOSED:
+            shapes = [shape[::-1] for shape in shapes]
+        return tuple(
+            SourceTensor(each, shape, layout) for each, shape in zip(theirs, shapes, strict=True)
+        )
+
+    def _stacked_source(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        config: AnyConfig,
+        outer: str,
+        names: Collection[str],
+    ) -> tuple[SourceTensor, ...]:
+        """Return the stack in a file that has the matrix of an expert; () if there is none."""
+        key, numbers, _ending = split_name(name)
+        stacks = [
+            self._resolve_name(each.format(*numbers), outer, names)
+            for each in self.stacked_names.get(key, ())
+        ]
+        usual = stacks[:1] if key not in self.tensor_names else []
+        found = [each for each in stacks if each in names] or usual
+        return tuple(
+            SourceTensor(each, (config.n_experts, *shape), index=int(numbers[1]))
+            for each in found[:1]
+        )
 
     def unused(self, weight_map: WeightMap, names: Collection[str]) -> list[str]:
         """Return the tensors of a file that the model does not use, without meaningless ones."""
@@ -126,6 +160,22 @@ class Family:
         last = norm[0].removeprefix(self.prefix) + ".weight"
         found = [name.removesuffix(last) for name in names if f".{name}".endswith(f".{last}")]
         return min(found, key=len, default="").removesuffix(self.prefix)
+
+
+def split_name(name: str) -> tuple[str, tuple[str, ...], str]:
+    """Return the key of one of our tensors in tables of names, its numbers, and its ending.
+
+    The numbers are the layer, and the expert in it, where there are any; the ending is `weight` or
+    `bias`.
+    """
+    stem, _dot, ending = name.rpartition(".")
+    block = _BLOCK.fullmatch(stem)
+    if block is None:
+        return stem, (), ending
+    expert = _EXPERT.fullmatch(block[2])
+    if expert is None:
+        return block[2], (block[1],), ending
+    return f"{expert[1]}.{expert[3]}", (block[1], expert[2]), ending
 
 
 def split_shape(config: AnyConfig, parts: int, shape: tuple[int, ...]) -> list[tuple[int, ...]]:

@@ -16,7 +16,8 @@ from minillm_repl.checkpoint.families.llama import (
 from minillm_repl.model.config import LlamaConfig
 
 
-def _read_granite(fields: ConfigFields) -> LlamaConfig:
+def read_granite(fields: ConfigFields) -> LlamaConfig:
+    """Return the config of a Granite. Raises UserError."""
     bias = fields.boolean("attention_bias")
     return replace(
         read_common(fields),
@@ -30,7 +31,8 @@ def _read_granite(fields: ConfigFields) -> LlamaConfig:
     )
 
 
-def _write_granite(config: LlamaConfig) -> dict[str, Any]:
+def write_granite(config: LlamaConfig) -> dict[str, Any]:
+    """Return the fields that `read_granite` reads."""
     return {
         **write_common(config),
         "embedding_multiplier": config.embedding_multiplier,
@@ -43,7 +45,7 @@ def _write_granite(config: LlamaConfig) -> dict[str, Any]:
 def _read_granite_hybrid(fields: ConfigFields) -> LlamaConfig:
     # Without experts and Mamba layers, as in Granite 4 micro, 1B and 350M.
     fields.require("num_local_experts", 0)
-    config = replace(_read_granite(fields), d_mlp=fields.integer("shared_intermediate_size"))
+    config = replace(read_granite(fields), d_mlp=fields.integer("shared_intermediate_size"))
     if not fields.layer_types(config.n_layers):  # without the field, all layers are Mamba's
         fields.require("layer_types", ["attention"] * config.n_layers)
     fields.require("position_embedding_type", None, "rope")
@@ -53,7 +55,7 @@ def _read_granite_hybrid(fields: ConfigFields) -> LlamaConfig:
 
 def _write_granite_hybrid(config: LlamaConfig) -> dict[str, Any]:
     return {
-        **_write_granite(config),
+        **write_granite(config),
         "num_local_experts": 0,
         "shared_intermediate_size": config.d_mlp,
         "layer_types": ["full_attention"] * config.n_layers,
@@ -80,13 +82,13 @@ def _read_hyperclovax(fields: ConfigFields) -> LlamaConfig:
 
 def _write_hyperclovax(config: LlamaConfig) -> dict[str, Any]:
     return {
-        **_write_granite(config),
+        **write_granite(config),
         "logits_scaling": 1 / config.logits_scaling,
         "use_post_norm": config.norm_placement == "both",
     }
 
 
-_MULTIPLIERS = {
+MULTIPLIERS = {
     "embedding_multiplier": 1.0,
     "residual_multiplier": 1.0,
     "attention_multiplier": 1.0,
@@ -96,9 +98,9 @@ GRANITE = llama_family(
     "granite",
     "Granite",
     "GraniteForCausalLM",
-    _read_granite,
-    LLAMA_DEFAULTS | _MULTIPLIERS,
-    _write_granite,
+    read_granite,
+    LLAMA_DEFAULTS | MULTIPLIERS,
+    write_granite,
 )
 GRANITE_HYBRID = replace(
     llama_family(
@@ -107,7 +109,7 @@ GRANITE_HYBRID = replace(
         "GraniteMoeHybridForCausalLM",
         _read_granite_hybrid,
         LLAMA_DEFAULTS
-        | _MULTIPLIERS
+        | MULTIPLIERS
         | {"num_local_experts": 8, "shared_intermediate_size": 1_024, "layer_types": None},
         _write_granite_hybrid,
         {
@@ -123,7 +125,7 @@ HYPERCLOVAX = llama_family(
     "HyperCLOVAXForCausalLM",
     _read_hyperclovax,
     LLAMA_DEFAULTS
-    | {name: value for name, value in _MULTIPLIERS.items() if name != "attention_multiplier"}
+    | {name: value for name, value in MULTIPLIERS.items() if name != "attention_multiplier"}
     | {"use_post_norm": True},
     _write_hyperclovax,
     {"post_norm1": ("model.layers.{}.post_norm1",), "post_norm2": ("model.layers.{}.post_norm2",)},

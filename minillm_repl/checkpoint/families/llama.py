@@ -42,7 +42,8 @@ def _read_qwen2(fields: ConfigFields) -> LlamaConfig:
     return replace(read_common(fields), qkv_bias=True, sliding_windows=_qwen_windows(fields))
 
 
-def _read_qwen3(fields: ConfigFields) -> LlamaConfig:
+def read_qwen3(fields: ConfigFields) -> LlamaConfig:
+    """Return the config of a Qwen 3. Raises UserError."""
     bias = fields.boolean("attention_bias")
     return replace(
         read_common(fields),
@@ -265,7 +266,7 @@ _QWEN2_DEFAULTS = LLAMA_DEFAULTS | {
     "sliding_window": 4_096,
     "max_window_layers": 28,
 }
-_QWEN3_DEFAULTS = _QWEN2_DEFAULTS | {"head_dim": 128}  # not d_model / n_heads
+QWEN3_DEFAULTS = _QWEN2_DEFAULTS | {"head_dim": 128}  # not d_model / n_heads
 
 
 _SMOLLM3_DEFAULTS = LLAMA_DEFAULTS | {
@@ -316,7 +317,7 @@ def llama_family(
 LLAMA = llama_family("llama", "Llama", "LlamaForCausalLM", _read_llama, LLAMA_DEFAULTS)
 MISTRAL = llama_family("mistral", "Mistral", "MistralForCausalLM", _read_mistral, _MISTRAL_DEFAULTS)
 QWEN2 = llama_family("qwen2", "Qwen 2", "Qwen2ForCausalLM", _read_qwen2, _QWEN2_DEFAULTS)
-QWEN3 = llama_family("qwen3", "Qwen 3", "Qwen3ForCausalLM", _read_qwen3, _QWEN3_DEFAULTS)
+QWEN3 = llama_family("qwen3", "Qwen 3", "Qwen3ForCausalLM", read_qwen3, QWEN3_DEFAULTS)
 SMOLLM3 = llama_family(
     "smollm3", "SmolLM3", "SmolLM3ForCausalLM", _read_smollm3, _SMOLLM3_DEFAULTS, _write_smollm3
 )

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from minillm_repl.kernels.structs import KINDS, PANELS, Layer, Matrix, Model, Norm
+from minillm_repl.kernels.structs import KINDS, PANELS, Expert, Layer, Matrix, Model, Norm
 from minillm_repl.model.bfloat16 import dtype_name, to_float32
-from minillm_repl.model.config import AnyConfig
+from minillm_repl.model.config import AnyConfig, GPTConfig
 from minillm_repl.model.config_base import ACTIVATIONS, Rope
 from minillm_repl.model.quantised import BlockMatrix, QuantisedMatrix, quantise
 
@@ -85,6 +85,8 @@ def lay_out(
         logit_scale=1 / config.logits_scaling,
         attention_softcap=config.attention_softcap,
         logit_softcap=config.logit_softcap,
+        qkv_clip=config.qkv_clip,
+        **_expert_sizes(config),
         norm_eps=config.norm_eps,
         n_threads=threads,
         embedding=embedding,
@@ -94,6 +96,13 @@ def lay_out(
         layers=layers,
     )
     return KernelModel(model, builder.arrays)
+
+
+def _expert_sizes(config: AnyConfig) -> dict[str, int]:
+    if isinstance(config, GPTConfig):
+        return {}
+    names = ("n_experts", "n_experts_per_tok", "d_expert", "norm_topk_prob")
+    return {name: getattr(config, name) for name in names}
 
 
 class _Builder:
@@ -117,17 +126,34 @@ class _Builder:
             canon2=self.vector(block + "canon2.weight"),
             qkv=(Matrix * 3)(*self.matrices(block + "attention.qkv")),
             proj=self.matrix(block + "attention.proj"),
-            down=self.matrix(block + "mlp.down"),
             window=config.sliding_windows[index] if config.sliding_windows else 0,
             rope=-1 if rope is None else distinct_ropes(config).index(rope),
         )
-        if config.has_gated_mlp:
-            half = config.d_mlp  # the rows of the gate come first, in one matrix with those of up
-            layer.gate = self.matrix(block + "mlp.gate_up", slice(half))
-            layer.up = self.matrix(block + "mlp.gate_up", slice(half, None))
+        if config.is_routed(index):
+            layer.router = self.matrix(block + "mlp.router")
+            experts = (Expert * config.n_experts)(
+                *(
+                    Expert(*self.gated_mlp(f"{block}mlp.experts.{expert}."))
+                    for expert in range(config.n_experts)
+                )
+            )
+            self.arrays.append(experts)
+            layer.experts = experts
+        elif config.has_gated_mlp:
+            layer.gate, layer.up, layer.down = self.gated_mlp(block + "mlp.")
         else:
-            layer.up = self.matrix(block + "mlp.up")
+            layer.up, layer.down = self.matrix(block + "mlp.up"), self.matrix(block + "mlp.down")
         return layer
+
+    def gated_mlp(self, name: str) -> tuple[Matrix, Matrix, Matrix]:
+        """Return the gate, the up-projection and the down-projection of an MLP."""
+        # The rows of the gate come first, in one matrix with those of up.
+        half = self._tensors[name + "gate_up.weight"].shape[0] // 2
+        return (
+            self.matrix(name + "gate_up", slice(half)),
+            self.matrix(name + "gate_up", slice(half, None)),
+            self.matrix(name + "down"),
+        )
 
     def norm(self, *names: str) -> Norm:
         """Return the norm that has one of some names; an empty one if there is none."""

@@ -35,8 +35,10 @@ class TorchDecoder:
         self._device = first_parameter.device
         self.model, self._hook = model, hook
         self._cache = KVCache(model.config, self._device)
-        # A hook is Python code, which a CUDA graph cannot record.
-        self._uses_cuda_graph = first_parameter.is_cuda and hook is no_hook
+        # A hook is Python code, which a CUDA graph cannot record; and which experts are computed
+        # depends on the token.
+        is_same_each_time = hook is no_hook and not model.config.n_experts
+        self._uses_cuda_graph = first_parameter.is_cuda and is_same_each_time
         self._graph_step: CudaGraphStep | None = None
         self.ids: list[int] = []
         self.bos_token_id: int | None = None

@@ -13,8 +13,9 @@ ARCHITECTURES = {
     "llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gpt2": "gpt2",
     "gpt_neox": "gptneox", "smollm3": "smollm3", "granite": "granite", "exaone4": "exaone4",
     "olmo2": "olmo2", "phi3": "phi3", "gemma2": "gemma2", "gemma3_text": "gemma3",
+    "qwen3_moe": "qwen3moe", "olmoe": "olmoe", "granitemoe": "granitemoe",
 }  # fmt: skip
-_INTERLEAVED = ("llama", "smollm3", "granite")  # rows of q and k
+_INTERLEAVED = ("llama", "smollm3", "granite", "granitemoe")  # rows of q and k
 _PLUS_ONE = ("gemma2", "gemma3_text")  # the norms of a file have 1 + weight
 
 
@@ -51,14 +52,18 @@ def write(model, path: Path, kind: Type = Type.F32, metadata=None, kinds=None, s
         next(arch for arch, text in gguf.MODEL_ARCH_NAMES.items() if text == name),
         config.num_hidden_layers,
     )
-    for parameter, tensor in model.named_parameters():
+    for parameter, tensor in parameters(model):
         array = tensor.detach().float().numpy()
-        theirs = names.get_name(parameter, (".weight", ".bias"))
+        # The package's map has Granite's names of older versions of the library only.
+        usual = parameter.replace("block_sparse_moe.router", "mlp.gate")
+        usual = usual.replace("block_sparse_moe", "mlp")
+        theirs = names.get_name(usual, (".weight", ".bias"))
         turned = config.model_type == "gpt2" and any(
             part in parameter for part in ("c_attn.weight", "c_proj.weight", "c_fc.weight")
         )
         array, back = layout(config, parameter, array.T if turned else array)
-        wanted = next((t for end, t in (kinds or {}).items() if theirs.endswith(end)), kind)
+        ends = {"ffn_gate_inp.weight": Type.F32, **(kinds or {})}
+        wanted = next((t for end, t in ends.items() if theirs.endswith(end)), kind)
         data, chosen = stored(array, wanted)
         writer.add_tensor(theirs, data, raw_dtype=chosen)
         rounded = back(gguf.quants.dequantize(data, chosen).reshape(array.shape))
@@ -67,6 +72,17 @@ def write(model, path: Path, kind: Type = Type.F32, metadata=None, kinds=None, s
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def parameters(model):
+    """The parameters of a model, by name; gates and up-projections of experts apart."""
+    for name, tensor in model.named_parameters():
+        if name.endswith("experts.gate_up_proj"):
+            gate, up = tensor.data.chunk(2, dim=1)
+            yield name.replace("gate_up_proj", "gate_proj.weight"), gate
+            yield name.replace("gate_up_proj", "up_proj.weight"), up
+        else:
+            yield name + (".weight" if name.endswith("experts.down_proj") else ""), tensor
 
 
 def layout(config, parameter, array):
@@ -130,7 +146,12 @@ def write_config(writer, config) -> None:
         writer.add_attn_logit_softcapping(config.attn_logit_softcapping)
     if text.get("final_logit_softcapping"):
         writer.add_final_logit_softcapping(config.final_logit_softcapping)
-    if config.model_type == "granite":
+    if text.get("num_experts_per_tok"):
+        writer.add_expert_count(text.get("num_experts") or text["num_local_experts"])
+        writer.add_expert_used_count(config.num_experts_per_tok)
+    if config.model_type == "qwen3_moe":
+        writer.add_expert_feed_forward_length(config.moe_intermediate_size)
+    if config.model_type in ("granite", "granitemoe"):
         writer.add_embedding_scale(config.embedding_multiplier)
         writer.add_residual_scale(config.residual_multiplier)
         writer.add_attention_scale(config.attention_multiplier)

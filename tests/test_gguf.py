@@ -78,6 +78,26 @@ MODELS |= {
     "gemma2": (t.Gemma2Config, DEEP | {"head_dim": 24, "query_pre_attn_scalar": 24}),
     "gemma3": (t.Gemma3TextConfig, DEEP | {"head_dim": 24, "query_pre_attn_scalar": 24}),
 }
+MOE = WIDE | {"num_experts": 5, "num_experts_per_tok": 2}
+MODELS |= {
+    "qwen3moe": (
+        t.Qwen3MoeConfig,
+        MOE | {"head_dim": 24, "moe_intermediate_size": 32, "norm_topk_prob": True},
+    ),
+    "olmoe": (t.OlmoeConfig, MOE | {"pad_token_id": None, "num_key_value_heads": 4}),
+    "granitemoe": (
+        t.GraniteMoeConfig,
+        WIDE
+        | {
+            "num_local_experts": 4,
+            "num_experts_per_tok": 3,
+            "embedding_multiplier": 12.0,
+            "residual_multiplier": 0.22,
+            "attention_multiplier": 0.0078125,
+            "logits_scaling": 8.0,
+        },
+    ),
+}
 KINDS = ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"]
 IDS = list(range(3, 40))
 
@@ -318,7 +338,8 @@ def test_a_model_that_is_saved_is_the_same_model(name, tmp_path):
     }
     for tensor, array in checkpoint.tensors.items():
         ours = to_float32(again.tensors[tensor])
-        expected = array if array.ndim == 1 or "position" in tensor else array.astype(np.float16)
+        is_float32 = array.ndim == 1 or "position" in tensor or "router" in tensor
+        expected = array if is_float32 else array.astype(np.float16)
         np.testing.assert_array_equal(ours, expected.astype(np.float32))
 
 
@@ -411,3 +432,31 @@ def greedy(checkpoint, ids, count):
         said.append(int(logits.argmax()))
         logits = decoder.decode(said[-1])
     return said
+
+
+def test_the_experts_of_a_file_stay_in_their_blocks(tmp_path):
+    model = made("qwen3moe")
+    write(model, tmp_path / "a.gguf", Type.Q8_0, kinds={"ffn_up_exps.weight": Type.Q5_1})
+    checkpoint = load(tmp_path / "a.gguf")
+    weight = checkpoint.tensors["blocks.1.mlp.experts.3.gate_up.weight"]
+    assert [part.kind.name for part in weight.parts] == ["Q8_0", "Q5_1"]
+    fused = model.state_dict()["model.layers.1.mlp.experts.gate_up_proj"][3].numpy()
+    np.testing.assert_array_equal(weight.to_float32(), fused)
+    decoder, logits = make_decoder(checkpoint), logits_of(model)
+    for place, token in enumerate(IDS):
+        np.testing.assert_allclose(decoder.decode(token), logits[place], atol=1e-4)
+
+
+@pytest.mark.parametrize("more", [{"tie_word_embeddings": True}, {"num_key_value_heads": 2}])
+def test_an_olmoe_that_llama_cpp_has_not_is_no_gguf_file(more, tmp_path):
+    random_model(t.OlmoeConfig, MODELS["olmoe"][1] | more).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="llama.cpp has no architecture"):
+        save_gguf(load(tmp_path), tmp_path / "a.gguf")
+
+
+def test_experts_whose_weights_sum_to_less_than_1_are_no_qwen3moe(tmp_path):
+    write(made("qwen3moe"), tmp_path / "a.gguf")
+    checkpoint = load(tmp_path / "a.gguf")
+    config = replace(checkpoint.config, norm_topk_prob=False)
+    with pytest.raises(UserError, match="llama.cpp has no architecture"):
+        save_gguf(replace(checkpoint, config=config), tmp_path / "b.gguf")

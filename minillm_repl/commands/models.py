@@ -10,7 +10,7 @@ from minillm_repl.checkpoint.load_save import summarise
 from minillm_repl.checkpoint.record import TrainingRecord
 from minillm_repl.errors import UserError
 from minillm_repl.language import N_, _, _n
-from minillm_repl.model.config import AnyConfig
+from minillm_repl.model.config import AnyConfig, LlamaConfig
 from minillm_repl.render.tables import card, models_table
 from minillm_repl.repl.arguments import Arguments, Choice, ChoiceOption, Words
 from minillm_repl.repl.model_loading import LoadedModel, ModelFuture
@@ -247,11 +247,25 @@ def _sizes(config: AnyConfig, context: int) -> str:
             _("{n} heads, head_dim {size}", **heads)
             if config.n_kv_heads == config.n_heads
             else _("{n} heads, {shared} KV heads, head_dim {size}", **heads),
+            *_experts(config),
             _("context {n:,} tokens", n=context)
             if context == config.context_length
             else _("context {n:,} tokens (of {most:,})", n=context, most=config.context_length),
         ]
     )
+
+
+def _experts(config: AnyConfig) -> list[str]:
+    if not isinstance(config, LlamaConfig) or not config.n_experts:
+        return []
+    return [
+        _(
+            "{chosen} of {all} experts per token, of width {width:,}",
+            chosen=config.n_experts_per_tok,
+            all=config.n_experts,
+            width=config.d_expert,
+        )
+    ]
 
 
 def _adapter(adapter: Adapter) -> str:

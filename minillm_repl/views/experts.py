@@ -139,7 +139,7 @@ def compute(inspected: InspectedText, layer: int | None = None) -> ExpertsView:
         if routed and layer not in routed:
             raise UserError(_("layer {layer} has one MLP, and no experts", layer=layer))
         routed = [layer] if routed else []
-    layers = ()
+    layers: tuple[RoutedLayer, ...] = ()
     if routed:
         cache = inspected.run_with_cache("mlp.router", last_only=True)[1]
         layers = tuple(_routed_layer(inspected, each, cache) for each in routed)

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from minillm_repl.checkpoint import AS_IS, Layout, SourceTensor, WeightMap
-from minillm_repl.checkpoint.families.family import split_shape
+from minillm_repl.checkpoint.families.family import split_name, split_shape
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.model.config import AnyConfig
@@ -21,7 +21,6 @@ from minillm_repl.safetext import safe_line
 ARCHITECTURE, TOKENS = "general.architecture", "tokenizer.ggml.tokens"
 GGUF_TYPES = ("f16", "bf16", "q8_0", "q4_0")  # that are written here
 EMBEDDING, HEAD, ROPE_FACTORS = "token_embd.weight", "output.weight", "rope_freqs.weight"
-_BLOCK = re.compile(r"blocks\.(\d+)\.(.*)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +53,13 @@ _OPTIONAL = ("num_key_value_heads", "head_dim", "rope_theta")
 _NO_BIAS = {"attention_bias": False, "mlp_bias": False}
 _NO_WINDOW = {"use_sliding_window": False, "sliding_window": None}
 _WINDOW = {"sliding_window": "attention.sliding_window"}
+_MULTIPLIERS = {
+    "embedding_multiplier": "embedding_scale",
+    "residual_multiplier": "residual_scale",
+    "attention_multiplier": "attention.scale",
+    "logits_scaling": "logit_scale",
+}
+_EXPERTS = {"num_experts": "expert_count", "num_experts_per_tok": "expert_used_count"}
 
 
 def _like_llama(
@@ -80,13 +86,22 @@ ARCHITECTURES = (
     _like_llama("qwen2", constants=_NO_WINDOW),
     _like_llama("qwen3", constants={**_NO_WINDOW, "attention_bias": False}),
     _like_llama("smollm3", constants=_NO_BIAS | _NO_WINDOW, interleaved=True),
+    _like_llama("granite", keys=_MULTIPLIERS, constants=_NO_BIAS, interleaved=True),
+    # Whether the weights of the chosen experts are divided by their sum, no key says.
     _like_llama(
-        "granite",
+        "qwen3moe",
+        "qwen3_moe",
+        keys={**_EXPERTS, "moe_intermediate_size": "expert_feed_forward_length"},
+        optional=("intermediate_size",),
+        constants={**_NO_WINDOW, "attention_bias": False, "norm_topk_prob": True},
+    ),
+    _like_llama("olmoe", keys=_EXPERTS, constants=_NO_BIAS | {"norm_topk_prob": False}),
+    _like_llama(
+        "granitemoe",
         keys={
-            "embedding_multiplier": "embedding_scale",
-            "residual_multiplier": "residual_scale",
-            "attention_multiplier": "attention.scale",
-            "logits_scaling": "logit_scale",
+            **_MULTIPLIERS,
+            "num_local_experts": "expert_count",
+            "num_experts_per_tok": "expert_used_count",
         },
         constants=_NO_BIAS,
         interleaved=True,
@@ -159,6 +174,13 @@ _NAMES: dict[str, tuple[tuple[str, ...], ...]] = {
     "norm2": (("blk.{}.ffn_norm",),),
     "mlp.gate_up": (("blk.{}.ffn_gate", "blk.{}.ffn_up"), ("blk.{}.ffn_up",)),
     "mlp.up": (("blk.{}.ffn_up",),),
+    "mlp.router": (("blk.{}.ffn_gate_inp",),),
+    # All experts of a layer are in one tensor of three dimensions.
+    "mlp.experts.gate_up": (
+        ("blk.{}.ffn_gate_exps", "blk.{}.ffn_up_exps"),
+        ("blk.{}.ffn_gate_up_exps",),
+    ),
+    "mlp.experts.down": (("blk.{}.ffn_down_exps",),),
     "mlp.down": (("blk.{}.ffn_down",),),
     "post_norm2": (("blk.{}.post_ffw_norm",),),
     "norm_f": (("output_norm",),),
@@ -188,11 +210,9 @@ def gguf_weight_map(
     """Return the weight map from a file with these tensor names to the model."""
     sources = dict[str, tuple[SourceTensor, ...]]()
     for name, shape in config.shapes():
-        stem, _dot, ending = name.rpartition(".")  # ending: weight or bias
-        block = _BLOCK.fullmatch(stem)
-        key, layer = (block[2], block[1]) if block else (stem, "")
+        key, numbers, ending = split_name(name)
         alternatives = [
-            [f"{each.format(layer)}.{ending}" for each in parts] for parts in _NAMES[key]
+            [f"{each.format(*numbers)}.{ending}" for each in parts] for parts in _NAMES[key]
         ]
         fused = architecture.name in ("gpt2", "gptneox", "phi3")
         usual = alternatives[-1 if fused else 0]
@@ -201,9 +221,13 @@ def gguf_weight_map(
         layouts = [_PLUS_ONE if config.norm_plus_one and len(shape) == 1 else AS_IS] * len(theirs)
         if architecture.interleaved and len(theirs) == 3:
             layouts[:2] = [_interleaved(config.n_heads), _interleaved(config.n_kv_heads)]
+        pieces = zip(theirs, split_shape(config, len(theirs), shape), layouts, strict=True)
+        if len(numbers) < 2:
+            sources[name] = tuple(SourceTensor(*each) for each in pieces)
+            continue
+        stacks, expert = config.n_experts, int(numbers[1])
         sources[name] = tuple(
-            SourceTensor(*each)
-            for each in zip(theirs, split_shape(config, len(theirs), shape), layouts, strict=True)
+            SourceTensor(each, (stacks, *part), layout, expert) for each, part, layout in pieces
         )
     return WeightMap(sources, re.compile(re.escape(ROPE_FACTORS)))
 

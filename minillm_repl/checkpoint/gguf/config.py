@@ -115,11 +115,13 @@ def _check_supported(
 ) -> None:
     """Raise UserError for what these models do not have."""
     name = architecture.name
-    usual = {"attention.value_length": config.head_dim, "expert_count": 0}
+    usual = {"attention.value_length": config.head_dim, "expert_count": config.n_experts}
     if isinstance(config, LlamaConfig) and name not in _ROTARY_PCT:
         usual["rope.dimension_count"] = config.head_dim
     if name == "olmo2":
         usual["attention.sliding_window"] = 0  # OLMo 3, whose pattern of windows no key has
+    if name == "olmoe":
+        usual["attention.clamp_kqv"] = 0  # llama.cpp does not do it
     for key, size in usual.items():
         if metadata.get(f"{name}.{key}", size) != size:
             raise UserError(

@@ -32,6 +32,7 @@ from minillm_repl.checkpoint.weights import (
     find_tensors,
     locate_tensors,
     resolve_dtype,
+    share_of_bytes,
 )
 from minillm_repl.errors import UserError
 from minillm_repl.model.bfloat16 import to_float32
@@ -104,15 +105,15 @@ def _read_tensors(
     values = sum(math.prod(info.shape) for info in infos)
     width = 4 if in_blocks else resolve_dtype(options.dtype, set()).itemsize
     check_memory(total if in_blocks else values * width, name)
-    done = 0
+    done = 0.0
     weights = dict[str, Weight]()
     for tensor, pieces in weight_map.sources.items():
         parts = list[RowBlocks]()
         for piece in pieces:
             parts.append(_read_rows(piece, locations[piece.name], name))
-            done += locations[piece.name][1].nbytes
+            done += share_of_bytes(piece, locations[piece.name])
             options.progress(done / total)
-        is_vector, first = len(pieces[0].shape) == 1, pieces[0].name
+        is_vector, first = len(pieces[0].part_shape) == 1, pieces[0].name
         # Of the positions, single rows are read.
         if not in_blocks or is_vector or tensor == "position_embedding.weight":
             array = np.concatenate(
@@ -135,11 +136,13 @@ def _read_rows(piece: SourceTensor, location: TensorLocation, name: str) -> RowB
     Raises UserError.
     """
     path, info = location
-    kind, rows = _KINDS[info.dtype], math.prod(piece.shape[:-1])
-    shape = rows, kind.row_bytes(piece.shape[-1])
+    kind, rows = _KINDS[info.dtype], math.prod(piece.part_shape[:-1])
+    shape = rows, kind.row_bytes(piece.part_shape[-1])
+    size = math.prod(shape)
+    start = info.start + (piece.index or 0) * size
     with convert_read_errors(name):
-        data = np.fromfile(path, np.uint8, math.prod(shape), offset=info.start).reshape(shape)
-    if len(piece.shape) > 1:
+        data = np.fromfile(path, np.uint8, size, offset=start).reshape(shape)
+    if len(piece.part_shape) > 1:
         return RowBlocks(kind, np.ascontiguousarray(piece.layout.from_file(data)))
     # The layout of a vector moves its values, not its one row.
     values = piece.layout.from_file(RowBlocks(kind, data).to_float32()[0])

@@ -63,7 +63,7 @@ def save_gguf(
     architecture = next(
         (each for each in ARCHITECTURES if each.model_type == family.model_type), None
     )
-    if architecture is None:
+    if architecture is None or _is_beyond_llama_cpp(architecture, config):
         raise _no_architecture(family)
     vocabulary = make_vocabulary(checkpoint, converted=config is not checkpoint.config)
     config, tensors = _with_extra_tokens(config, tensors, vocabulary)
@@ -106,6 +106,12 @@ def _in_float32(value: Any) -> Any:
         case tuple():
             return tuple(map(_in_float32, value))
     return value
+
+
+def _is_beyond_llama_cpp(architecture: Architecture, config: AnyConfig) -> bool:
+    """Tell whether llama.cpp refuses sizes that its architecture could name."""
+    has_usual_heads = config.n_kv_heads == config.n_heads and not config.tie_word_embeddings
+    return architecture.name == "olmoe" and not has_usual_heads
 
 
 def _no_architecture(family: Family) -> UserError:
@@ -192,7 +198,8 @@ def _sizes(
 
 def _to_blocks(name: str, array: Array, kind: str) -> tuple[str, memoryview]:
     """Return the type of a tensor in a file, and its bytes. Raises UserError."""
-    if array.ndim == 1 or name.startswith("position_embd"):
+    # A router in fewer bits would send tokens elsewhere; llama.cpp has it in float32 too.
+    if array.ndim == 1 or name.startswith("position_embd") or ".ffn_gate_inp." in name:
         return "F32", _bytes(to_float32(array))
     if kind == "q4_0" and name in (EMBEDDING, HEAD):
         kind = "q8_0"

@@ -138,7 +138,7 @@ DATA = {
         *specs(Sampling),
     },
     # the names that JSON has; render translates them
-    "checkpoint": {"eos_token"},
+    "checkpoint": {"eos_token", "Granite MoE"},
     "views": {
         "Generation(□, □ tokens, reason=□)",  # what Python shows
         # names of parts of the model in `--json`

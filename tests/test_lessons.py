@@ -30,7 +30,7 @@ from minillm_repl.lessons.parse import lesson_files, practice_file, read_lesson,
 from minillm_repl.lessons.progress import LessonProgress, Progress, QuestionProgress
 from minillm_repl.lessons.run import run_unattended
 from minillm_repl.lessons.values import LessonValues
-from minillm_repl.model.config import CONFIGS
+from minillm_repl.model.config import CONFIGS, LlamaConfig
 from minillm_repl.render.console import Screen, Transcript
 from minillm_repl.repl.model_loading import ModelLoader
 from minillm_repl.repl.registry import discover
@@ -87,7 +87,7 @@ def a_model(name):
         return random_checkpoint(
             characters=[*"abcdefghijklmnopqrstuvwxyz\n"], layers=1, heads=1, width=16, context=24
         )
-    if name in ("llama", "canon"):
+    if name in ("llama", "canon", "moe"):
         letters = [*"abcdefghijklmnopqrstuvwxyz ABCDEFGHIJKLMNOPQRSTUVWXYZ,.\n"]
         sizes = {
             "context_length": 64,
@@ -98,7 +98,9 @@ def a_model(name):
             "head_dim": 6,
             "d_mlp": 40,
         }
-        config = CONFIGS[name](vocab_size=len(letters), **sizes)
+        if name == "moe":
+            sizes |= {"n_experts": 4, "n_experts_per_tok": 2, "d_expert": 12}
+        config = CONFIGS.get(name, LlamaConfig)(vocab_size=len(letters), **sizes)
         rng = np.random.default_rng(0)
         tensors = {
             name: rng.normal(0, 0.3, shape).astype(np.float32) for name, shape in config.shapes()
@@ -107,7 +109,9 @@ def a_model(name):
     return outside(f"checkpoints/{name}")
 
 
-MODELS_OF_ALL_KINDS = ["nalssi", "hangul", "fresh", "llama", "canon", "stories260K-hf", "tiny_gpt2"]
+MODELS_OF_ALL_KINDS = [
+    *("nalssi", "hangul", "fresh", "llama", "canon", "moe", "stories260K-hf", "tiny_gpt2"),
+]
 QUICK = [
     ("nalssi", "ko", 4),
     ("nalssi", "en", 9),
@@ -115,6 +119,8 @@ QUICK = [
     ("stories260K-hf", "en", 2),
     ("fresh", "en", 5),
     ("canon", "ko", 6),
+    ("moe", "ko", 6),
+    ("moe", "en", 6),
     ("canon", "en", 12),
 ]
 ALL = [

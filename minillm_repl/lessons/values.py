@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from minillm_repl.errors import UserError
 from minillm_repl.language import _, current_language
 from minillm_repl.lessons.parse import practice_file
+from minillm_repl.model.config import AnyConfig, LlamaConfig
 from minillm_repl.repl.shell import Shell
 from minillm_repl.safetext import safe_line
 from minillm_repl.tokenizer import CharacterTokenizer, Token, decode
@@ -91,6 +92,7 @@ class LessonValues:
             "layer_norm": not gated,
             "tied": config.tie_word_embeddings,
             "canon": config.has_canon_layers,
+            "routed": config.is_routed(0),  # its first block has a mixture of experts
             "hangul": bool(_HANGUL.search(self._text)),
         }
         if name not in conditions:
@@ -116,7 +118,7 @@ class LessonValues:
             "all_heads": config.n_layers * config.n_heads,
             "width": config.d_model,
             "head_size": config.head_dim,
-            "ff_width": config.d_mlp,
+            "ff_width": _d_mlp(config),
             "context": self._model.decoder.context_length,
             "vocabulary": config.vocab_size,
             "parameters": config.n_params,
@@ -280,6 +282,13 @@ class LessonValues:
         from minillm_repl.views import residual
 
         return residual.compute(self._subject)
+
+
+def _d_mlp(config: AnyConfig) -> int:
+    """Return the width of the first MLP; of a mixture, that of each expert."""
+    if isinstance(config, LlamaConfig) and config.is_routed(0):
+        return config.d_expert
+    return config.d_mlp
 
 
 def _unknown_value_error(name: str) -> UserError:

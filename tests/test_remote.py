@@ -18,8 +18,9 @@ from minillm_repl.cli import main
 from minillm_repl.errors import UserError
 from minillm_repl.generate import Finished, GenerationConfig, Sampling
 from minillm_repl.remote import numbers
+from minillm_repl.remote.address import parse_url
 from minillm_repl.remote.events import entropy_bounds, remote_events
-from minillm_repl.remote.http import Connection, Limits, ServerError, parse_url
+from minillm_repl.remote.http import Connection, Limits, ServerError
 from minillm_repl.remote.probe import open_engine
 from minillm_repl.remote.sse import read_events
 from minillm_repl.remote.tokenizer import RemoteTokenizer

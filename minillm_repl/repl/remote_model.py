@@ -93,7 +93,8 @@ def numbers_line(facts: "Facts") -> str:
 def open_remote(url: str, name: str, key: str) -> "tuple[Checkpoint, RemoteDecoder, ServerModel]":
     """Open a model on a server. Raises UserError."""
     try:
-        from minillm_repl.remote.http import Connection, parse_url
+        from minillm_repl.remote.address import parse_url
+        from minillm_repl.remote.http import Connection
     except ImportError as error:
         raise UserError(
             _(

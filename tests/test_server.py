@@ -205,25 +205,46 @@ def test_ids_and_text_are_each_other_and_a_conversation_is_what_its_template_mak
     assert plain == prompt["tokens"]
 
 
-@pytest.mark.slow
-def test_bytes_are_exact_for_ten_thousand_texts(stories, tmp_path):
+def texts_of_all_kinds():
+    """Ten thousand texts: Hangul, emoji, and characters that are several tokens of a byte each."""
     letters = [chr(0xAC00 + place * 7 % 11172) for place in range(3000)]
     faces = [chr(0x1F300 + place % 700) + "\u200d" + chr(0x2764) for place in range(3000)]
     odd = ["é\u0301" + chr(0x100 + place) + "\x00\n" for place in range(4000)]
-    with server(tmp_path, "--ckpt", str(stories)) as (_process, url), CLIENT as client:
-        tokenizer = load(stories).tokenizer
-        for text in letters + faces + odd:
-            ids = tokenizer.encode(text, add_special=False)
-            assert b"".join(map(tokenizer.token_bytes, ids)).decode() == text
-        for text in (letters + faces + odd)[::50]:
-            found = client.post(
-                f"{url}/tokenize", json={"content": text, "add_special": False}
-            ).json()
-            assert b"".join(map(bytes, found["bytes"])).decode() == text
-        body = {"prompt": "".join(faces[:20]), "max_tokens": 0, "echo": True, "logprobs": 0}
-        answer = client.post(f"{url}/v1/completions", json=body, timeout=60).json()["choices"][0]
-        data = b"".join(bytes(each["bytes"] or ()) for each in answer["logprobs"]["content"])
-        assert data.decode() == " " + answer["text"] == " " + body["prompt"]  # the model's prefix
+    return letters + faces + odd
+
+
+@pytest.mark.slow
+def test_bytes_are_exact_for_ten_thousand_texts(stories, tmp_path):
+    texts = texts_of_all_kinds()
+    asked = {"model": "x", "max_tokens": 0, "echo": True, "logprobs": 0}
+    with (
+        server(tmp_path, "--ckpt", str(stories)) as (_process, url),
+        openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client,
+    ):
+        for first in range(0, len(texts), 64):  # prompts that a request may have
+            batch = texts[first : first + 64]
+            answer = client.completions.create(prompt=batch, **asked)
+            for text, choice in zip(batch, answer.choices, strict=True):
+                data = b"".join(bytes(each["bytes"] or ()) for each in choice.logprobs.content)
+                assert data.decode() == " " + text  # the model's prefix
+                assert choice.text == text
+        for text in texts[::100]:
+            parts = client.completions.create(prompt=text, stream=True, **asked)
+            assert "".join(part.choices[0].text for part in parts) == text
+
+
+def test_the_bytes_of_a_stream_are_its_text_whatever_the_model_says(client):
+    for place in range(20):
+        said = [{"role": "user", "content": chr(0xAC00 + place * 555) + " 안녕 🙂?"}]
+        asked = {"messages": said, "temperature": 2, "seed": place, "max_tokens": 40}
+        chunks = client.chat.completions.create(
+            model="x", stream=True, logprobs=True, extra_body={"top_k": 400}, **asked
+        )
+        parts = [chunk.choices[0] for chunk in chunks]
+        entries = [each for part in parts if part.logprobs for each in part.logprobs.content]
+        data = b"".join(bytes(each.bytes or ()) for each in entries)
+        text = "".join(part.delta.content or "" for part in parts)
+        assert data.decode("utf-8", "replace") == text
 
 
 # -- what is refused
@@ -412,7 +433,7 @@ def test_two_hundred_requests_are_answered_whatever_others_do(tmp_path):
     with server(tmp_path, "--ckpt", "hangul", "--temp", "0") as (process, url):
         port, done = int(url.rpartition(":")[2]), threading.Event()
         body = {"messages": TALK, "max_tokens": 12, "temperature": 0}
-        expected = httpx.post(f"{url}/v1/chat/completions", json=body).json()["choices"]
+        expected = CLIENT.post(f"{url}/v1/chat/completions", json=body).json()["choices"]
         before = memory(process)
 
         def leave():
@@ -443,6 +464,7 @@ def test_two_hundred_requests_are_answered_whatever_others_do(tmp_path):
             while True:
                 answer = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=120)
                 if answer.status_code != 503:
+                    assert answer.status_code == 200, answer.text
                     return answer.json()["choices"]
                 time.sleep(0.05)  # it was told to come again
 

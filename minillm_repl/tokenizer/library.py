@@ -224,3 +224,20 @@ class EscapeEncoder:
         shifted = [place + sum(more for end, more in growth if end <= place) for place in positions]
         encoding = self._library.encode(replace_surrogates(aliased), add_special_tokens=False)
         return [self._ids.get(token, token) for token in encoding.ids], encoding, shifted
+
+
+def skipped_characters(
+    library: tokenizers.Tokenizer, plain: tokenizers.Tokenizer, text: str
+) -> list[str]:
+    """Return the characters that become no token once they are normalised; spaces do not count.
+
+    `plain` takes the names of special tokens for text.
+    """
+    plain.encode_special_tokens = True
+    with library_errors():
+        if library.normalizer:
+            text = library.normalizer.normalize_str(replace_surrogates(text))
+        # A tokenizer may drop spaces on purpose.
+        known = {each: replace_surrogates(each) for each in text if not each.isspace()}
+        encoded = plain.encode_batch(list(known.values()), add_special_tokens=False)
+    return [each for each, found in zip(known, encoded, strict=True) if not found.ids]

@@ -30,6 +30,7 @@ from minillm_repl.tokenizer.library import (
     make_tokenizer,
     random_names,
     replace_surrogates,
+    skipped_characters,
 )
 from minillm_repl.tokenizer.plain import assemble, largest_plain_id, make_plain_tokenizer
 
@@ -228,23 +229,14 @@ class SubwordTokenizer(Tokenizer):
     def find_unknown(self, text: str) -> list[str]:
         """Return the parts of `text` that the vocabulary lacks, each once, in order."""
         if not self.unk_token:
-            return self._skipped_characters(text) if self._may_skip else []
+            libraries = self._tokenizer_without_prefix, self._plain_tokenizer_without_prefix
+            return skipped_characters(*libraries, text) if self._may_skip else []
         # The offsets of unknown tokens give their characters.
         encoding = self._encode(text, False, False)
         unk_id = self._tokenizer.token_to_id(self.unk_token)
         offsets = zip(encoding.ids, encoding.offsets, strict=True)
         unknown = (text[first:last] for token, (first, last) in offsets if token == unk_id)
         return list(dict.fromkeys(unknown))
-
-    def _skipped_characters(self, text: str) -> list[str]:
-        """Return the normalised characters that become no token; spaces do not count."""
-        with library_errors():
-            normalizer = self._tokenizer_without_prefix.normalizer
-            if normalizer:
-                text = normalizer.normalize_str(replace_surrogates(text))
-        # A tokenizer may drop spaces on purpose.
-        known = (each for each in dict.fromkeys(text) if not each.isspace())
-        return [each for each in known if not self._encode(each, False, False).ids]
 
     def token_bytes(self, token: int) -> bytes:
         """Return the bytes of a token; none for a special token or an unused id."""

@@ -6,16 +6,15 @@ Names and defaults are those of the `transformers` library.
 from dataclasses import replace
 from typing import Any
 
-from minillm_repl.checkpoint.families.fields import ConfigFields
-from minillm_repl.checkpoint.families.granite import MULTIPLIERS, read_granite, write_granite
-from minillm_repl.checkpoint.families.llama import (
+from minillm_repl.checkpoint.families.common import (
     LLAMA_DEFAULTS,
-    QWEN3_DEFAULTS,
     llama_family,
     read_common,
-    read_qwen3,
     write_common,
 )
+from minillm_repl.checkpoint.families.fields import ConfigFields
+from minillm_repl.checkpoint.families.granite import MULTIPLIERS, read_granite, write_granite
+from minillm_repl.checkpoint.families.llama import QWEN3_DEFAULTS, read_qwen3
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.model.config import LlamaConfig, printable

@@ -7,8 +7,7 @@ text model opens.
 from dataclasses import replace
 from typing import Any
 
-from minillm_repl.checkpoint.families.fields import ConfigFields, activation_name
-from minillm_repl.checkpoint.families.llama import (
+from minillm_repl.checkpoint.families.common import (
     LLAMA_DEFAULTS,
     layer_types,
     llama_family,
@@ -17,6 +16,7 @@ from minillm_repl.checkpoint.families.llama import (
     with_ropes,
     write_common,
 )
+from minillm_repl.checkpoint.families.fields import ConfigFields, activation_name
 from minillm_repl.checkpoint.families.rope import read_rope, read_ropes, rope_by_layer_type
 from minillm_repl.model.config import LlamaConfig
 from minillm_repl.model.config_base import Rope

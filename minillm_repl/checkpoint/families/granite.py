@@ -6,13 +6,13 @@ Names and defaults are those of the `transformers` library.
 from dataclasses import replace
 from typing import Any
 
-from minillm_repl.checkpoint.families.fields import ConfigFields
-from minillm_repl.checkpoint.families.llama import (
+from minillm_repl.checkpoint.families.common import (
     LLAMA_DEFAULTS,
     llama_family,
     read_common,
     write_common,
 )
+from minillm_repl.checkpoint.families.fields import ConfigFields
 from minillm_repl.model.config import LlamaConfig
 
 

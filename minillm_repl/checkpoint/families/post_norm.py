@@ -7,9 +7,7 @@ here beside its successor.
 from dataclasses import replace
 from typing import Any
 
-from minillm_repl.checkpoint.families.family import Family
-from minillm_repl.checkpoint.families.fields import ConfigFields
-from minillm_repl.checkpoint.families.llama import (
+from minillm_repl.checkpoint.families.common import (
     LLAMA_DEFAULTS,
     layer_types,
     llama_family,
@@ -18,6 +16,8 @@ from minillm_repl.checkpoint.families.llama import (
     with_ropes,
     write_common,
 )
+from minillm_repl.checkpoint.families.family import Family
+from minillm_repl.checkpoint.families.fields import ConfigFields
 from minillm_repl.checkpoint.families.rope import read_ropes, rope_by_layer_type
 from minillm_repl.model.config import LlamaConfig
 from minillm_repl.model.config_base import Rope

@@ -20,7 +20,8 @@ from minillm_repl.checkpoint.load_save import load, read_text
 from minillm_repl.checkpoint.load_save import save as save_any
 from minillm_repl.checkpoint.native import save_native as save
 from minillm_repl.checkpoint.record import TrainingRecord
-from minillm_repl.checkpoint.weights import DTYPES, serialise
+from minillm_repl.checkpoint.serialise import serialise
+from minillm_repl.checkpoint.weights import DTYPES
 from minillm_repl.errors import UserError
 from minillm_repl.model.bfloat16 import convert, dtype_name, is_finite, to_float32
 from minillm_repl.model.build import to_torch

@@ -32,7 +32,8 @@ from minillm_repl.checkpoint.header import (
 )
 from minillm_repl.checkpoint.native import check_replaceable
 from minillm_repl.checkpoint.record import parse_training_record
-from minillm_repl.checkpoint.weights import locate_tensors, read_weights, resolve_dtype, serialise
+from minillm_repl.checkpoint.serialise import serialise
+from minillm_repl.checkpoint.weights import locate_tensors, read_weights, resolve_dtype
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.model.bfloat16 import convert, to_float32

@@ -13,6 +13,7 @@ from minillm_repl.checkpoint.families.gpt import GPT2
 from minillm_repl.checkpoint.folder import CONFIG, WEIGHTS, Folder
 from minillm_repl.checkpoint.gpt2 import convert_to_gpt2
 from minillm_repl.checkpoint.recommended import from_generation_config, to_generation_config
+from minillm_repl.checkpoint.serialise import serialise
 from minillm_repl.checkpoint.tokenizer_files import (
     GENERATION,
     SETTINGS,
@@ -28,7 +29,6 @@ from minillm_repl.checkpoint.weights import (
     find_tensors,
     locate_tensors,
     read_weights,
-    serialise,
     tensors_equal,
 )
 from minillm_repl.errors import UserError

@@ -42,7 +42,7 @@ def save_native(
 
     Raises UserError.
     """
-    from minillm_repl.checkpoint.weights import serialise
+    from minillm_repl.checkpoint.serialise import serialise
 
     check_replaceable(path)
     parts = serialise(checkpoint.arrays(), to_metadata(checkpoint))

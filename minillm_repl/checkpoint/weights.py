@@ -1,11 +1,10 @@
-"""Weights between the model and safetensors files: found, read and checked; and written.
+"""Weights between the model and safetensors files: found, read and checked.
 
 header.py checks the header of a file; then the safetensors library reads the tensors. Its backend
 `pread` raises an error if the file becomes shorter meanwhile, where `mmap` would kill the process.
 Large tensors, bfloat16 and 8-bit floats are read by hand (docs/decisions.md says why).
 """
 
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -19,13 +18,12 @@ from safetensors import SafetensorError, safe_open
 from minillm_repl.checkpoint import ReadOptions, SourceTensor, WeightMap
 from minillm_repl.checkpoint.dequantise import ScaledTensorInfo, dequantise
 from minillm_repl.checkpoint.gguf.header import GGUFHeader
-from minillm_repl.checkpoint.header import MAX_HEADER_BYTES, Header, TensorInfo
+from minillm_repl.checkpoint.header import Header, TensorInfo
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.model.bfloat16 import BFLOAT16, convert, dtype_name, float8_to_float32, is_finite
 from minillm_repl.model.quantised import BlockMatrix
 from minillm_repl.safetext import safe_line
-from minillm_repl.storage.atomic import Chunks
 from minillm_repl.storage.files import check_memory
 
 Array = NDArray[Any]
@@ -272,41 +270,3 @@ def check_finite(all_finite: bool, tensor: str, name: str) -> None:
                 tensor=safe_line(tensor),
             )
         )
-
-
-# -- from the model to a file
-
-_DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
-
-
-def serialise(tensors: Tensors, metadata: Mapping[str, str]) -> Chunks:
-    """Return the parts of a safetensors file: the header, then the memory of each tensor.
-
-    The library writes the same bytes, but Ctrl-C cannot stop it, and the order of its metadata
-    changes (docs/decisions.md). Raises UserError if the header exceeds MAX_HEADER_BYTES.
-    """
-    # The format: 8 bytes with the length of the JSON, the JSON, the values of all tensors.
-    header: dict[str, Any] = {"__metadata__": dict(metadata)}
-    parts: list[memoryview] = []
-    end = 0
-    # The largest dtypes come first, so that each tensor is aligned.
-    for name in sorted(tensors, key=lambda name: (-tensors[name].itemsize, name)):
-        array = np.ascontiguousarray(tensors[name])
-        parts.append(memoryview(array.reshape(-1).view(np.uint8)))  # type: ignore[arg-type]
-        start = end
-        end += array.nbytes
-        header[name] = {
-            "dtype": _DTYPE_NAMES[array.dtype],
-            "shape": array.shape,
-            "data_offsets": (start, end),
-        }
-    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # aligns the tensors to 8 bytes
-    if len(text) > MAX_HEADER_BYTES:
-        raise UserError(
-            _(
-                "the vocabulary is too large to share a file with the weights: save a "
-                "folder with `:save NAME/`"
-            )
-        )
-    return [len(text).to_bytes(8, "little") + text, *parts]

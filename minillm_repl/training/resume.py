@@ -19,7 +19,8 @@ from minillm_repl.checkpoint import Checkpoint, ReadOptions, SourceTensor, Weigh
 from minillm_repl.checkpoint.adapter import printable_path
 from minillm_repl.checkpoint.header import FORMAT, Header, parse_field, read_header
 from minillm_repl.checkpoint.native import read_without_weights, to_metadata
-from minillm_repl.checkpoint.weights import locate_tensors, read_weights, serialise
+from minillm_repl.checkpoint.serialise import serialise
+from minillm_repl.checkpoint.weights import locate_tensors, read_weights
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.safetext import safe_line

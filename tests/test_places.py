@@ -1,7 +1,11 @@
 """Places: every view looks where its user points, and explains what stands there."""
 
+import io
+
 import pytest
 import torch
+from rich.cells import cell_len
+from rich.console import Console
 
 from minillm_repl.errors import UserError
 from minillm_repl.tokenizer import decode
@@ -106,3 +110,24 @@ def test_a_text_in_a_chat_begins_a_conversation(state):
     assert [each.content for each in shell.session.conversation.messages] == ["안녕"]
     assert shown.count("안") == 2
     assert seen(run_view(shell, "lens", ""))[0].endswith("답변: ")
+
+
+def test_the_grid_of_the_lens_has_the_tokens_of_the_lens_at_each_position(shell):
+    grid = run_view(shell, "lens", "grid @바람")
+    assert "".join(token.text for token in grid.tokens) == TEXT[: TEXT.index("바람")]
+    for column in range(len(grid.tokens)):
+        rows = {row.place: row.top[0] for row in run_view(shell, "lens", f"@{column}").rows}
+        for row in grid.rows:
+            assert row.top[column].token == rows[row.place].token
+            assert row.top[column].prob == pytest.approx(rows[row.place].prob, rel=1e-5)
+
+
+@pytest.mark.parametrize(("width", "columns"), [(30, 2), (80, 10), (200, 16)])
+def test_the_grid_has_as_many_positions_as_fit(shell, width, columns):
+    grid = run_view(shell, "lens", 'grid "날씨가 좋다. 하늘이 맑고 "')
+    console = Console(width=width, file=io.StringIO())
+    console.print(grid.picture(width))
+    shown = console.file.getvalue()
+    assert max(map(cell_len, shown.splitlines())) <= width
+    assert shown.count("@") >= columns - 1
+    assert len(shown.splitlines()) <= 22

@@ -13,11 +13,12 @@ from minillm_repl.render.drawing import bar, component_name, short_label, title
 from minillm_repl.render.generation import percent
 from minillm_repl.render.tables import NARROW, WIDE, plain_table
 from minillm_repl.repl.arguments import Arguments, TextArgument
+from minillm_repl.repl.forms import Forms
 from minillm_repl.repl.places import PlaceArgument
 from minillm_repl.repl.registry import command
 from minillm_repl.tokenizer import Token
 from minillm_repl.tokenizer.truncation import Truncation
-from minillm_repl.views.base import View, find_place, inspect_text, show
+from minillm_repl.views.base import View, find_place, inspect_place, inspect_text, show
 from minillm_repl.views.inspected_text import (
     InspectedText,
     Likely,
@@ -147,7 +148,9 @@ def compute(
 
 @command(
     "lens",
-    arguments=(PlaceArgument(bare=True), TextArgument()),
+    arguments=Forms(
+        (PlaceArgument(bare=True), TextArgument()), ("grid", PlaceArgument(), TextArgument())
+    ),
     json=True,
     aliases=("렌즈",),
     group="Look inside",
@@ -163,9 +166,18 @@ def lens(shell: "Shell", asked: Arguments) -> None:
     place in the text. KL is KL(final ‖ here) = Σ
     final · ln(final / here), in nats: the distance of this layer's distribution from the final one.
 
+    `:lens grid` shows the most likely token of each layer at the last positions of the text, or up
+    to a place, side by side.
+
     The place is a position (@3, @-1) or a token (@날, where it was predicted); the default is the
     last position.
     """
+    if asked.keyword == "grid":
+        from minillm_repl.views.lens_grid import compute as compute_grid
+
+        up_to_place, _token = inspect_place(shell, asked.text, asked.place)
+        show(shell, compute_grid(up_to_place), asked.output)
+        return
     inspected = inspect_text(shell, asked.text)
     position, token = find_place(inspected, asked.place)
     show(shell, compute(inspected, position, token=token), asked.output)

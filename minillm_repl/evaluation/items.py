@@ -79,9 +79,11 @@ def parse_item(line: str, number: int) -> Item:
     if len(line) > _MAX_LINE:
         raise ItemError(_("it is longer than {n:,} characters", n=_MAX_LINE))
     try:
-        data = parse_json(line, _("the line"))
+        data = parse_json(line, "JSON")
     except UserError as error:
-        raise ItemError(str(error)) from None
+        cause = error.__context__  # without the place: the line is named already
+        why = cause.msg if isinstance(cause, json.JSONDecodeError) else str(cause or error)
+        raise ItemError(_("it is not valid JSON: {error:.120}", error=safe_line(why))) from None
     if not isinstance(data, dict):
         raise ItemError(_("it is no JSON object: {example}", example='{"prompt": …}'))
     for key in ("prompt", "answer"):

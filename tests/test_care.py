@@ -1,5 +1,6 @@
 """Care: a crisis is answered by the program, what only looks like one by the model."""
 
+import dataclasses
 import json
 
 import pytest
@@ -8,6 +9,7 @@ import minillm_repl
 from minillm_repl.checkpoint.load_save import load
 from minillm_repl.cli import main
 from minillm_repl.repl import care
+from minillm_repl.repl.editing import open_history
 from minillm_repl.repl.model_loading import ModelLoader
 from minillm_repl.storage.paths import find_checkpoint
 from tests.conftest import ROOT
@@ -20,13 +22,13 @@ def lines(name):
 
 
 def test_help_is_named_for_every_paraphrase_of_a_crisis():
-    assert len(set(lines("crisis.txt"))) >= 400
+    assert len(set(lines("crisis.txt"))) >= 1_600
     assert not [line for line in lines("crisis.txt") if care.find_help(line) is None]
 
 
 def test_help_is_named_for_at_most_two_in_a_hundred_of_what_only_looks_like_one():
     harmless = lines("harmless.txt")
-    assert len(set(harmless)) >= 400
+    assert len(set(harmless)) >= 1_600
     found = [line for line in harmless if care.find_help(line)]
     assert len(found) <= len(harmless) * 2 // 100, found
 
@@ -120,3 +122,54 @@ def test_a_lesson_names_help_and_waits_on(tmp_path, monkeypatch, line):
     shell.execute(line)
     assert "말해 줘서 고마워요" in printed(shell) or "Thank you for saying it" in printed(shell)
     assert (runner.screen_index, runner.expected) == (place, expected)
+
+
+# -- commands and the history of the prompt line
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        f':branch 2 tokens=2 "{CRISIS}"',
+        f":branch {CRISIS}",
+        f":lens {CRISIS}",
+        f":surprise {CRISIS}",
+        f":tokens {CRISIS}",
+        f":continue {CRISIS}",
+        f":patch 날씨가 좋다 -> {CRISIS}",
+    ],
+)
+def test_commands_that_take_a_text_name_help_too(line):
+    shell = shell_for(load(find_checkpoint("hangul")))
+    shell.session.settings = dataclasses.replace(shell.session.settings, care=True)
+    shell.execute(line)
+    assert "109" in printed(shell)
+    assert shell.last_shown is None
+    assert not shell.session.conversation.ids
+
+
+def test_a_command_on_a_harmless_text_runs():
+    shell = shell_for(load(find_checkpoint("hangul")))
+    shell.execute(":tokens 웃겨 죽겠네")
+    assert "109" not in printed(shell)
+
+
+def test_a_line_about_a_crisis_is_not_kept_in_the_history(tmp_path):
+    path = tmp_path / "history"
+    kept = open_history(path, lambda line: care.find_help(line) is not None)
+    for line in ["날씨", CRISIS, f":lens {CRISIS}", "안녕"]:
+        kept.append_string(line)
+    assert kept.get_strings() == ["날씨", "안녕"]
+    assert CRISIS not in path.read_text(encoding="utf-8")
+
+
+# -- hostile input
+
+
+@pytest.mark.parametrize(
+    "part", ["아빠가 ", "내 제 나 ", "죽 ", "약을 칼로 팔 ", "ㅈ ㅏ ", "i want to "]
+)
+def test_a_line_of_a_megabyte_is_read_in_steps_that_do_not_grow_with_it(part):
+    """A pattern is tried on the end of a long text only."""
+    assert len(care.make_plain(part * 1_000)) > 0
+    assert care.find_help((part * 300_000)[:1_000_000]) == care.find_help((part * 4_000)[-4_000:])

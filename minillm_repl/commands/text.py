@@ -4,7 +4,6 @@ from minillm_repl.errors import UserError
 from minillm_repl.language import _, _n
 from minillm_repl.render.tables import positions_flow, tokens_flow, tokens_line
 from minillm_repl.repl.arguments import Arguments, TextArgument
-from minillm_repl.repl.care import offer_help
 from minillm_repl.repl.conversation import is_chatting
 from minillm_repl.repl.forms import Forms
 from minillm_repl.repl.registry import command
@@ -83,8 +82,6 @@ def text_(shell: Shell, asked: Arguments) -> None:
 def continue_(shell: Shell, asked: Arguments) -> None:
     """Continue the text, or append TEXT and continue."""
     model = shell.require_model()
-    if offer_help(shell, asked.text, model):
-        return
     fresh = not shell.session.conversation.ids  # some models can begin with their start token alone
     more = shell.encode(model, asked.text, start=fresh) if asked.text or fresh else []
     shell.session.conversation.continue_text(more, asked.text, shell.session.settings)
@@ -145,8 +142,6 @@ def step(shell: Shell, asked: Arguments) -> None:
             _(":step needs a terminal; `:verbose` shows the same tables without a key press")
         )
     session, model = shell.session, shell.require_model()
-    if offer_help(shell, asked.text, model):
-        return
     tokenizer = model.checkpoint.tokenizer
     if not asked.text.strip():
         session.conversation.continue_text([], "", session.settings)

@@ -39,10 +39,14 @@ from minillm_repl.storage.paths import SUFFIX
 from minillm_repl.storage.stores import GGUF_SUFFIX
 
 
-def open_history(path: Path | None) -> History:
+def open_history(path: Path | None, is_private: Callable[[str], bool]) -> History:
     """Return the history of a file that only its owner may read; without such a file, one in
-    memory.
+    memory. A line that is private is kept in neither.
     """
+    return DiscreetHistory(_open_history(path), is_private)
+
+
+def _open_history(path: Path | None) -> History:
     if path is None:
         return InMemoryHistory()
     try:
@@ -62,6 +66,27 @@ def open_history(path: Path | None) -> History:
     except (OSError, ValueError):
         return InMemoryHistory()  # a home that cannot be written must not keep anyone from typing
     return SafeFileHistory(str(path))
+
+
+class DiscreetHistory(History):
+    """A history without lines that are private: ↑ does not bring them back, nor does a file."""
+
+    def __init__(self, kept: History, is_private: Callable[[str], bool]) -> None:
+        super().__init__()
+        self._kept, self._is_private = kept, is_private
+
+    def append_string(self, string: str) -> None:
+        """Add a line that is not private."""
+        if not self._is_private(string):
+            super().append_string(string)
+
+    def load_history_strings(self) -> Iterable[str]:
+        """Return the lines that were kept, the newest first."""
+        return self._kept.load_history_strings()
+
+    def store_string(self, string: str) -> None:
+        """Keep a line."""
+        self._kept.store_string(string)
 
 
 class SafeFileHistory(FileHistory):

@@ -13,6 +13,7 @@ from minillm_repl.repl.arguments import (
     Flag,
     Option,
     TextArgument,
+    TextPair,
     Values,
     Words,
 )
@@ -67,6 +68,11 @@ class Forms:
     def verbatim(self) -> bool:
         """Whether spaces around a text belong to it."""
         return any(isinstance(part, TextArgument) and part.verbatim for part in self._parts())
+
+    @property
+    def takes_text(self) -> bool:
+        """Whether a text for the model may be among the arguments."""
+        return any(isinstance(part, (TextArgument, TextPair)) for part in self._parts())
 
     def parse(self, text: str, *, json: bool = False) -> Arguments:
         """Read what follows a command, with `json` also where its numbers go.

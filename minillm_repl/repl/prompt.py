@@ -1,6 +1,7 @@
 """The prompt line at a terminal: its keys, its toolbar and its placeholder."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from prompt_toolkit import PromptSession
@@ -16,6 +17,7 @@ from prompt_toolkit.styles import Style
 from prompt_toolkit.utils import get_cwidth
 
 from minillm_repl.language import _
+from minillm_repl.repl.care import is_crisis
 from minillm_repl.repl.editing import (
     LineCompleter,
     SafeClusterProcessor,
@@ -51,9 +53,9 @@ def run_interactive(shell: Shell, history: Path | None) -> int:
         keyboard() as bracketed_paste,
         typeahead(bracketed_paste.disable, bracketed_paste.resume) as set_typeahead,
     ):
-        prompt = PromptReader(
-            shell, open_history(history), lambda: screen.note(_("Ctrl-D or :quit quits"))
-        )
+        # What the program answers in a model's place is nobody else's to read.
+        kept = open_history(history, partial(is_crisis, shell))
+        prompt = PromptReader(shell, kept, lambda: screen.note(_("Ctrl-D or :quit quits")))
         return run_loop(shell, prompt, prompt.redraw, set_typeahead)
 
 

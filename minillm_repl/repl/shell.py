@@ -15,7 +15,7 @@ from minillm_repl.environment import leave_missing_folder
 from minillm_repl.errors import UsageError, UserError
 from minillm_repl.language import _
 from minillm_repl.render.console import MODEL, Screen
-from minillm_repl.repl.care import offer_help
+from minillm_repl.repl.care import offer_help, offer_help_for_command
 from minillm_repl.repl.conversation import is_chatting, reserved_answer_tokens, unknown_text_warning
 from minillm_repl.repl.model_loading import LoadedModel, ModelFuture
 from minillm_repl.repl.registry import Command, Registry
@@ -88,12 +88,13 @@ class Shell:
         """Run a command. Raises UserError, with the usage for an argument that it does not take."""
         # Commands name files, and import libraries that end the process in a deleted folder.
         self._warn(leave_missing_folder())
+        if command.forms.takes_text and offer_help_for_command(self, argument):
+            return
         try:
             command.run(self, command.parse(argument))
         except UsageError as error:
-            raise UserError(
-                _("{error} · usage: {usage}", error=error, usage=command.usage)
-            ) from None
+            message = _("{error} · usage: {usage}", error=error, usage=command.usage)
+            raise UserError(message) from None
 
     def is_command(self, line: str) -> bool:
         """Return whether a line is a command: `:word`, or `/word` for a command of ours, as in
@@ -222,9 +223,8 @@ class Shell:
         """Let the model continue the session's text; draw what it was given and what it adds."""
         from minillm_repl.render.generation import draw_steps, draw_text, generation_summary
 
-        session, screen = self.session, self.screen
+        session, screen, tokenizer = self.session, self.screen, model.checkpoint.tokenizer
         verbose, turn = session.settings.verbose, session.conversation.turns[-1]
-        tokenizer = model.checkpoint.tokenizer
         prompt_text = (
             session.conversation.answer(tokenizer)
             if turn.prompt_messages

@@ -17,6 +17,7 @@ from minillm_repl.checkpoint import Checkpoint
 from minillm_repl.errors import UserError
 from minillm_repl.language import LANGUAGES, set_language
 from minillm_repl.lessons import Ask, Choose, Exercise, Explain, Guess, Order, Try, When
+from minillm_repl.lessons.answers import is_correct
 from minillm_repl.lessons.course import (
     find_lesson,
     learner_progress,
@@ -25,7 +26,6 @@ from minillm_repl.lessons.course import (
     select_quiz,
 )
 from minillm_repl.lessons.draw import LessonMarkdown
-from minillm_repl.lessons.exercises import _is_correct
 from minillm_repl.lessons.parse import lesson_files, practice_file, read_lesson, read_quiz
 from minillm_repl.lessons.progress import LessonProgress, Progress, QuestionProgress
 from minillm_repl.lessons.run import run_unattended
@@ -302,7 +302,7 @@ def test_a_token_that_looks_like_markup_is_shown_as_it_is():
     ],
 )
 def test_an_answer_counts_as_far_as_it_is_shown(line, answer, within, right):
-    assert _is_correct(line, answer, within) is right
+    assert is_correct(line, answer, within) is right
 
 
 # -- the learner's own things

@@ -9,11 +9,25 @@ from minillm_repl.language import _, current_language
 from minillm_repl.render.console import FIGURES, GOOD, TITLE, WARNING
 from minillm_repl.render.tables import plain_table
 from minillm_repl.repl.arguments import Arguments, Words
+from minillm_repl.repl.layouts import to_latin_keys
 from minillm_repl.repl.registry import command
-from minillm_repl.repl.shell import Shell
+from minillm_repl.repl.shell import ExitRequested, Shell
 
 if TYPE_CHECKING:
     from minillm_repl.lessons.run import LessonRunner
+
+
+_WORDS = {word: word for word in ("next", "back", "again", "off")} | {
+    "다음": "next",
+    "이어서": "next",
+    "뒤로": "back",
+    "이전": "back",
+    "다시": "again",
+    "처음부터": "again",
+    "그만": "off",
+    "끝": "off",
+    "나가기": "off",
+}
 
 
 @command(
@@ -43,7 +57,7 @@ def learn(shell: Shell, asked: Arguments) -> None:
     from minillm_repl.lessons.run import LessonRunner
 
     runner = shell.line_handler if isinstance(shell.line_handler, LessonRunner) else None
-    match asked.lesson.lower():
+    match _spelt(asked.lesson):
         case "":
             _list_lessons(shell)
         case "off" | "back" | "again" if runner is None:
@@ -65,6 +79,18 @@ def learn(shell: Shell, asked: Arguments) -> None:
         case number:
             # No lesson has number 0: find_lesson then says which there are.
             open_lesson(shell, find_lesson(int(number) if number.isdecimal() else 0))
+
+
+def _spelt(word: str) -> str:
+    """Return what follows `:learn` as its usage spells it: `다음` is next, `2번` is 2."""
+    from minillm_repl.lessons.answers import parse_number
+
+    plain = word.strip().casefold()
+    for said in (plain, to_latin_keys(plain)):
+        if said in _WORDS:
+            return _WORDS[said]
+    number = parse_number(plain.removeprefix("수업").removeprefix("lesson"))
+    return str(int(number)) if number is not None and number == int(number) else plain
 
 
 def _list_lessons(shell: Shell) -> None:
@@ -96,6 +122,16 @@ def _leave(shell: Shell, runner: "LessonRunner") -> None:
     )
 
 
+@command("leave", aliases=("나가기", "그만"), group="Learn")
+def leave(shell: Shell, _asked: Arguments) -> None:
+    """Leave the lesson or quiz; with none open, the program."""
+    from minillm_repl.lessons.run import LessonRunner
+
+    if not isinstance(shell.line_handler, LessonRunner):
+        raise ExitRequested
+    _leave(shell, shell.line_handler)
+
+
 @command(
     "quiz",
     arguments=(Words("lesson", "LESSON|off", "off"),),
@@ -112,13 +148,13 @@ def quiz(shell: Shell, asked: Arguments) -> None:
     An empty Enter shows the answer. Every answer is explained; `:progress` shows the score. `:quiz
     off` leaves.
     """
-    if asked.lesson.lower() == "off":  # leaving is the same for lessons and quiz
+    if _spelt(asked.lesson) == "off":  # leaving is the same for lessons and quiz
         # Both commands call their argument `lesson`, so `:learn` can read `asked`.
         learn.run(shell, asked)
     else:
         from minillm_repl.lessons.course import select_quiz
 
-        select_quiz(shell, asked.lesson).start()
+        select_quiz(shell, _spelt(asked.lesson)).start()
 
 
 @command("progress", aliases=("진도",), group="Learn")

@@ -6,7 +6,7 @@ right; None if there is no right and wrong, or no answer was given.
 
 import random
 import re
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from math import log2
 from typing import Literal
@@ -15,6 +15,14 @@ from rich.text import Text
 
 from minillm_repl.language import _
 from minillm_repl.lessons import Ask, Choose, Exercise, Explain, Guess, Order, Try
+from minillm_repl.lessons.answers import (
+    is_correct,
+    is_number,
+    parse_choice,
+    parse_number,
+    parse_order,
+    parse_yes,
+)
 from minillm_repl.lessons.draw import (
     LessonMarkdown,
     PrefixedMarkdown,
@@ -23,15 +31,10 @@ from minillm_repl.lessons.draw import (
     verdict,
 )
 from minillm_repl.lessons.values import LessonValues
-from minillm_repl.render.console import FIGURES, MODEL
+from minillm_repl.render.console import FIGURES, MODEL, WARNING
 from minillm_repl.repl.shell import Shell
 from minillm_repl.safetext import safe_line
 from minillm_repl.tokenizer import Token, decode
-
-# Commas separate thousands; a minus sign may be `-` or U+2212.
-_NUMBER = re.compile(r"[-+−]?\d[\d,]*(?:\.\d+)?|[-+−]?\.\d+")
-# what `3 피드포워드` is not: another name with a 3 is another one
-_NUMBER_ONLY = re.compile(rf"(?:{_NUMBER.pattern})\s*%?")
 
 
 @dataclass(frozen=True)
@@ -133,26 +136,52 @@ def run_guess(shell: Shell, block: Guess, text: str) -> ExerciseSteps:
     return None
 
 
+def _wait_for_answer(
+    shell: Shell, request: InputRequest, judge: Callable[[str], bool | None], what: str
+) -> ExerciseSteps:
+    """Wait for an answer. Return whether it was right; None if none was given.
+
+    What `judge` takes for no answer (None) is asked for again, told that it is to be `what`. After
+    a wrong answer there is a second try.
+    """
+    out, wrong = shell.screen.out, False
+    while True:
+        line = yield request
+        if not line.strip():
+            return False if wrong else None
+        right = judge(line)
+        if right is None:
+            out.print(Text(_("that is no answer yet: {what}", what=what), FIGURES))
+        elif right or wrong:
+            return right
+        else:
+            wrong = True
+            out.print(Text("✗ " + _("not yet: try once more, or press Enter"), WARNING))
+
+
 def _run_ask(shell: Shell, facts: LessonValues, block: Ask) -> ExerciseSteps:
     shell.screen.out.print(LessonMarkdown(block.question, facts.value))
     accepted = [fill_placeholders(each.strip(), facts.value) for each in block.answer.split(" | ")]
-    line = yield InputRequest(
-        "answer", accepted[0], hint=_("type your answer; Enter alone shows it")
+
+    def judge(line: str) -> bool | None:
+        if any(is_correct(line, answer, block.within) for answer in accepted):
+            return True
+        # A number is asked for: a word that is none is no answer.
+        return None if is_number(accepted[0]) and parse_number(line) is None else False
+
+    hint = _("type your answer; Enter alone shows it")
+    right = yield from _wait_for_answer(
+        shell, InputRequest("answer", accepted[0], hint=hint), judge, _("a number is asked for")
     )
-    right = (
-        any(_is_correct(line, answer, block.within) for answer in accepted)
-        if line.strip()
-        else None
-    )
-    reaction = block.right if right else block.wrong
     shell.screen.out.print(verdict(right, accepted[0]))
+    reaction = block.right if right else block.wrong
     if reaction:
         shell.screen.out.print(LessonMarkdown(reaction, facts.value))
     return right
 
 
 def _run_choose(shell: Shell, facts: LessonValues, block: Choose) -> ExerciseSteps:
-    out = shell.screen.out
+    out, count = shell.screen.out, len(block.options)
     out.print(LessonMarkdown(block.question, facts.value))
     out.print(numbered_answers([option.text for option in block.options], facts.value))
     # Which answer is right may depend on the open model: `[if rotary]`.
@@ -161,11 +190,18 @@ def _run_choose(shell: Shell, facts: LessonValues, block: Choose) -> ExerciseSte
         for number, option in enumerate(block.options, 1)
         if option.right == "x" or (option.right.startswith("if ") and facts.holds(option.right[3:]))
     ]
+
+    def judge(line: str) -> bool | None:
+        number = parse_choice(line, count)
+        return None if number is None else number in right_ones
+
     # `--auto` needs an answer to type, also where no option holds for the open model.
-    line = yield InputRequest(
-        "answer", str(right_ones[0] if right_ones else 1), hint=_("type the number of your answer")
+    expected = str(right_ones[0] if right_ones else 1)
+    hint = _("type the number of your answer")
+    what = _("a number from 1 to {n}", n=count)
+    right = yield from _wait_for_answer(
+        shell, InputRequest("answer", expected, hint=hint), judge, what
     )
-    right = line.strip() in map(str, right_ones) if line.strip() else None
     out.print(verdict(right))
     reasons = [
         ("✓ " if number in right_ones else "✗ ") + f"**{option.text}**: {option.why}"
@@ -183,12 +219,19 @@ def _run_order(shell: Shell, facts: LessonValues, block: Order) -> ExerciseSteps
     out.print(LessonMarkdown(block.question, facts.value))
     out.print(numbered_answers([block.steps[each] for each in shuffled], facts.value))
     # `shuffled` has the true place of each shown step; the answer is its inverse permutation.
-    order = " ".join(str(shuffled.index(place) + 1) for place in range(count))
-    line = yield InputRequest(
-        "answer", order, hint=_("type the numbers in the right order, such as 3 1 2")
+    order = [shuffled.index(place) + 1 for place in range(count)]
+    expected = " ".join(map(str, order))
+
+    def judge(line: str) -> bool | None:
+        given = parse_order(line, count)
+        return None if given is None else given == order
+
+    hint = _("type the numbers in the right order, such as 3 1 2")
+    what = _("each number from 1 to {n} once", n=count)
+    right = yield from _wait_for_answer(
+        shell, InputRequest("answer", expected, hint=hint), judge, what
     )
-    right = re.findall(r"\d+", line) == order.split() if line.strip() else None
-    out.print(verdict(right, order))
+    out.print(verdict(right, expected))
     out.print(numbered_answers(list(block.steps), facts.value))
     if block.why:
         out.print(LessonMarkdown(block.why, facts.value))
@@ -207,13 +250,13 @@ def _run_explain(shell: Shell, facts: LessonValues, block: Explain) -> ExerciseS
     out.print(LessonMarkdown(block.answer, facts.value))
     if not line.strip():
         return None
-    self_check = yield InputRequest("answer", "y", hint=_("does your answer say the same? y or n"))
-    return (
-        None
-        if not self_check.strip()
-        # ㅛ is the key of y on a Korean keyboard.
-        else self_check.strip().lower()[:1] in ("y", "예", "네", "응", "ㅇ", "ㅛ")
-    )
+    hint = _("does your answer say the same? y or n")
+    while (said := (yield InputRequest("answer", "y", hint=hint))).strip():
+        same = parse_yes(said)
+        if same is not None:
+            return same
+        out.print(Text(_("that is no answer yet: {what}", what="y, n"), FIGURES))
+    return None
 
 
 def _is_same_command(shell: Shell, line: str, do: str) -> bool:
@@ -226,37 +269,3 @@ def _is_same_command(shell: Shell, line: str, do: str) -> bool:
         return shell.registry.get(word[0]).name if known else ":" if shell.is_command(text) else ""
 
     return kind(line) == kind(do)
-
-
-def _is_correct(line: str, answer: str, tolerance: str) -> bool:
-    """Return whether an answer is right: a number within `tolerance` or the shown digits."""
-    given_number, expected_number = _parse_number(line), _parse_number(answer)
-    if (
-        given_number is None
-        or expected_number is None
-        or not _NUMBER_ONLY.fullmatch(answer.strip())
-    ):
-        return _normalise(line) == _normalise(answer)
-    # Half of the last digit that is shown, and a little for rounding.
-    max_difference = 0.501 * 10.0 ** -len(answer.split(maxsplit=1)[0].partition(".")[2].rstrip("%"))
-    if tolerance:
-        # `within` is a percentage of the expected number.
-        max_difference = max(
-            max_difference, abs(expected_number) * float(tolerance.rstrip("% ")) / 100
-        )
-    return abs(given_number - expected_number) <= max_difference
-
-
-def _parse_number(text: str) -> float | None:
-    """Return the number of a text, with or without a unit; None if it is none."""
-    match = _NUMBER.match(text.strip())
-    rest = text.strip()[match.end() :].strip() if match else ""
-    # Six characters have room for a unit such as `tokens`; a longer rest is a sentence.
-    if not match or len(rest) > 6 or any(character.isdigit() for character in rest):
-        return None
-    return float(match[0].replace(",", "").replace("−", "-"))
-
-
-def _normalise(text: str) -> str:
-    # The views show a space as ␣, and learners copy it.
-    return " ".join(text.replace("␣", " ").casefold().strip(" .,!?:'\"`").split())

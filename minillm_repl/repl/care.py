@@ -17,7 +17,8 @@ from rich.text import Text
 from minillm_repl.language import Language, _
 from minillm_repl.render.console import FIGURES, GOOD, TITLE
 from minillm_repl.repl.care_patterns import patterns, read_sections
-from minillm_repl.repl.care_text import from_latin_keys, make_plain, may_be_korean
+from minillm_repl.repl.care_text import make_plain, may_be_korean
+from minillm_repl.repl.layouts import from_latin_keys
 from minillm_repl.repl.model_loading import LoadedModel
 from minillm_repl.storage.paths import is_shipped
 

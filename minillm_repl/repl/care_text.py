@@ -13,15 +13,6 @@ _FINALS = (
     "ㄹㅌ", "ㄹㅍ", "ㄹㅎ", "ㅁ", "ㅂ", "ㅂㅅ", "ㅅ", "ㅆ", "ㅇ", "ㅈ", "ㅊ", "ㅋ", "ㅌ", "ㅍ",
     "ㅎ",
 )  # fmt: skip
-# The letters of a Korean keyboard on the keys of a Latin one, to read text typed on the wrong one.
-_KEYS = dict(
-    zip(
-        "rRseEfaqQtTdwWczxvgkoiOjpuPhynbml",
-        "ㄱㄲㄴㄷㄸㄹㅁㅂㅃㅅㅆㅇㅈㅉㅊㅋㅌㅍㅎㅏㅐㅑㅒㅓㅔㅕㅖㅗㅛㅜㅠㅡㅣ",
-        strict=True,
-    )
-)
-_COMPOUND = {"ㅗㅏ": "ㅘ", "ㅗㅣ": "ㅚ", "ㅜㅓ": "ㅝ", "ㅜㅣ": "ㅟ", "ㅡㅣ": "ㅢ"}
 
 
 def make_plain(text: str) -> str:
@@ -53,12 +44,6 @@ def sound_of(character: str) -> str:
     if 0 <= vowel < len(_VOWELS):
         return _VOWELS[vowel]
     return "" if character == "ㅇ" else character
-
-
-def from_latin_keys(text: str) -> str:
-    """Return what the same keys write on a Korean keyboard, as single letters."""
-    letters = "".join(_KEYS.get(each, _KEYS.get(each.lower(), each)) for each in text)
-    return re.sub("ㅗㅏ|ㅗㅣ|ㅜㅓ|ㅜㅣ|ㅡㅣ", lambda pair: _COMPOUND[pair[0]], letters)
 
 
 def may_be_korean(letters: str) -> bool:

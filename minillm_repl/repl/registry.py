@@ -21,6 +21,7 @@ from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.repl.arguments import Arguments
 from minillm_repl.repl.forms import Form, Forms
+from minillm_repl.repl.layouts import to_latin_keys
 from minillm_repl.safetext import safe_line
 
 GROUP = "minillm_repl.commands"
@@ -193,7 +194,12 @@ class Registry:
         """Tell whether there is a command of this name."""
         name = normalise_name(name)
         # The program's own first: plugins take 50 ms to find.
-        return name in self._own or name in self._by_name
+        return name in self._own or name in self._by_name or bool(self._other_layout(name))
+
+    def _other_layout(self, name: str) -> str:
+        """Return the command whose name was typed in the wrong keyboard layout, or nothing."""
+        keys = to_latin_keys(name)
+        return next((own for own in self._own if to_latin_keys(own) == keys), "")
 
     def get(self, name: str) -> Command:
         """Return the command called `name`. Raises UserError with the nearest match."""
@@ -202,6 +208,8 @@ class Registry:
             return self._own[name]
         if name in self._by_name:
             return self._by_name[name]
+        if typed := self._other_layout(name):
+            return self._own[typed]
         # Similarity from 0 to 1; at 0.5, a letter or two may be missing, wrong or swapped.
         near = difflib.get_close_matches(name, self._by_name, 1, 0.5)
         if near:

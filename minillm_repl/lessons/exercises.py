@@ -96,7 +96,7 @@ def run_guess(shell: Shell, block: Guess, text: str) -> ExerciseSteps:
         _(
             "You put half of the probability on your answer; the other half is spread over "
             "all other tokens. A hit costs **1 bit**, a miss **{miss} bits**. The model "
-            "pays −log2 of the probability that it gave.",
+            "pays the same way: 1 bit for each halving of the probability that it gave.",
             miss=f"{1 + log2(max(vocabulary - 1, 1)):.2f}",
         ),
         # `miss` is filled already: the text has no placeholder of a lesson.

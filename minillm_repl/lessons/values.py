@@ -4,6 +4,7 @@ Every figure is that of the view which shows it, written as the view writes it. 
 lists the names.
 """
 
+import itertools
 import re
 from collections.abc import Callable
 from functools import cached_property
@@ -34,6 +35,7 @@ _HANGUL = re.compile("[가-힣]")
 # From the placeholder to the name of the pattern in `:attn`.
 _PATTERNS = {"previous": "previous token", "first": "first token", "self": "itself"}
 _NO_VALUE = "–"
+_SEARCHED_LAYERS = 4  # each head takes a pass
 
 
 class LessonValues:
@@ -207,12 +209,13 @@ class LessonValues:
         figures: dict[str, Callable[[], str]] = {
             "entropy": lambda: f"{self._entropy:.2f}",
             "choices": lambda: f"{2**self._entropy:,.1f}",
-            "head": lambda: self._head_value("previous", "head"),
+            "head": lambda: ".".join(map(str, self._searching_head)),
             "met": lambda: (
                 self._subject.tokens[self._subject.index_of(self._top_key.position)].label
             ),
             "dot": lambda: f"{self._top_key.dot:.2f}",
-            "scaled": lambda: f"{self._top_key.scaled:.2f}",
+            # of the dot product as it is shown, so that a learner comes to the same number
+            "scaled": lambda: f"{round(self._top_key.dot, 2) / self._config.head_dim**0.5:.2f}",
             "weight": lambda: percent(self._top_key.weight),
             "lens.place": lambda: component_name(self._lens.first),
             "lens.first": lambda: self._lens.rows[0].top[0].token.label,
@@ -264,12 +267,26 @@ class LessonValues:
         return compute_focus(self._subject)
 
     @cached_property
-    def _top_key(self) -> "Met":
+    def _searching_head(self) -> tuple[int, int]:
+        """The head whose last query takes most of another token, with a dot product above 0; if
+        there is none, the one that looks most at the token before.
+        """
+        layers, heads = min(self._config.n_layers, _SEARCHED_LAYERS), self._config.n_heads
+        best = (0.0, tuple(map(int, self._head_value("previous", "head").split("."))))
+        for place in itertools.product(range(layers), range(heads)):
+            most = max(self._met(*place), key=lambda each: each.weight)
+            if most.dot > 0 and most.position < len(self._subject.ids) - 1:
+                best = max(best, (most.weight, place), key=lambda each: each[0])
+        return best[1]
+
+    def _met(self, layer: int, head: int) -> "tuple[Met, ...]":
         from minillm_repl.views import qkv
 
-        layer, head = map(int, self._head_value("previous", "head").split("."))
-        # `compute` looks at the query of the last token.
-        return max(qkv.compute(self._subject, layer, head).met, key=lambda each: each.weight)
+        return qkv.compute(self._subject, layer, head).met  # of the last token's query
+
+    @cached_property
+    def _top_key(self) -> "Met":
+        return max(self._met(*self._searching_head), key=lambda each: each.weight)
 
     @cached_property
     def _lens(self) -> "LensView":

@@ -31,11 +31,12 @@ _NATIVE_TENS = {"열": 10, "스물": 20, "스무": 20, "서른": 30, "마흔": 4
 _SINO = {word: number for number, word in enumerate("영일이삼사오육칠팔구")} | {"공": 0}
 _ENGLISH = {
     word: number
-    for number, words in enumerate(
-        ("zero", "one first", "two second", "three third", "four fourth", "five fifth", "six",
-         "seven", "eight", "nine", "ten", "eleven", "twelve")
+    for words in (
+        ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten",
+         "eleven", "twelve"),
+        ("zeroth", "first", "second", "third", "fourth", "fifth"),
     )
-    for word in words.split()
+    for number, word in enumerate(words)
 }  # fmt: skip
 _UNIT = (
     "번째|번|개|가지|째|과|장|칸|줄|비트|내트|글자|토큰|조각|퍼센트|프로|단계|층|걸음|헤드|블록|명"

@@ -15,10 +15,10 @@ _LATIN = {letter: key.lower() for key, letter in _KEYS.items()}
 _COMPOUND = {"ㅗㅏ": "ㅘ", "ㅗㅣ": "ㅚ", "ㅜㅓ": "ㅝ", "ㅜㅣ": "ㅟ", "ㅡㅣ": "ㅢ"}
 # The parts of a syllable in the order of Unicode, as the keys that type them.
 _INITIALS = tuple("rRseEfaqQtTdwWczxvg")
-_VOWELS: list[str] = re.findall("[^ ]+", "k o i O j p u P h hk ho hl y n nj np nl b m ml l")
+_VOWELS: list[str] = re.findall("[a-zA-Z]+", "k,o,i,O,j,p,u,P,h,hk,ho,hl,y,n,nj,np,nl,b,m,ml,l")
 _FINALS: list[str] = [
     "",
-    *re.findall("[^ ]+", "r R rt s sw sg e f fr fa fq ft fx fv fg a q qt t T d w c z x v g"),
+    *re.findall("[a-zA-Z]+", "r,R,rt,s,sw,sg,e,f,fr,fa,fq,ft,fx,fv,fg,a,q,qt,t,T,d,w,c,z,x,v,g"),
 ]
 
 

@@ -122,7 +122,7 @@ def _leave(shell: Shell, runner: "LessonRunner") -> None:
     )
 
 
-@command("leave", aliases=("나가기", "그만"), group="Learn")
+@command("leave", aliases=("나가기",), group="Learn")
 def leave(shell: Shell, _asked: Arguments) -> None:
     """Leave the lesson or quiz; with none open, the program."""
     from minillm_repl.lessons.run import LessonRunner

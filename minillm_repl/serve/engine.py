@@ -19,6 +19,7 @@ from minillm_repl.serve.requests import Completion, Prompt, RequestError
 
 MAX_WAITING = 64  # requests that wait for the model; more are refused with 503
 MAX_SECONDS = 600.0  # of computing one request
+_MAX_TEMPLATES = 2  # processes that render chat templates at once
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,8 @@ class Engine:
         self.model = model
         self._jobs: queue.Queue[_Job | None] = queue.Queue(MAX_WAITING)
         self._closed = threading.Event()
+        # Each renders in a process with a limit of seconds: many at once would all run out of it.
+        self._templates = threading.Semaphore(_MAX_TEMPLATES)
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
 
@@ -79,9 +82,10 @@ class Engine:
         if checkpoint.chat_template is None:
             raise RequestError(400, "the model has no chat template; use /v1/completions")
         try:
-            prompt = make_prompt(
-                checkpoint.chat_template, checkpoint.tokenizer, messages, parse_special=special
-            )
+            with self._templates:
+                prompt = make_prompt(
+                    checkpoint.chat_template, checkpoint.tokenizer, messages, parse_special=special
+                )
         except UserError as error:
             raise RequestError(400, str(error), "messages") from None
         self._check_fits(prompt.ids)

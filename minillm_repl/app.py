@@ -22,7 +22,6 @@ from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.lessons.progress import Progress
 from minillm_repl.render.console import Screen, make_console, make_screen
-from minillm_repl.render.export import check_overwritable
 from minillm_repl.repl.greeting import greet
 from minillm_repl.repl.loop import (
     PlainLineReader,
@@ -101,7 +100,9 @@ def run(start: Start) -> ExitStatus:
     if start.options.serve is not None:
         return _run_guarded(shell, partial(_serve, shell, start))
     if start.options.auto:
-        return _run_guarded(shell, partial(_run_lesson_unattended, shell, start.options))
+        from minillm_repl.lessons.unattended import run_lesson
+
+        return _run_guarded(shell, partial(run_lesson, shell, start.options))
     if start.training is not None:
         with ExitStack() as stack:
             training = start.training
@@ -280,23 +281,3 @@ def _finish(shell: Shell, action: Callable[[], object]) -> ExitStatus:
     status = _run_guarded(shell, action)
     # Ctrl-C keeps what was learnt or measured, and a script must see that it was not all.
     return ExitStatus.INTERRUPTED if shell.interrupted() else status
-
-
-def _run_lesson_unattended(shell: Shell, options: argparse.Namespace) -> None:
-    """Go through a lesson, typing what is expected.
-
-    Raises UserError, and KeyboardInterrupt after Ctrl-C.
-    """
-    from minillm_repl.lessons.course import find_lesson, make_lesson_runner
-    from minillm_repl.lessons.run import run_unattended
-
-    if options.export:
-        # now, not after the lesson
-        check_overwritable(user_path(options.export), overwrite=options.overwrite)
-    shell.session.workspace.start_loading()
-    # Nobody has learnt anything: this progress is not kept.
-    run_unattended(make_lesson_runner(shell, find_lesson(options.lesson), Progress()))
-    if options.export:
-        shell.run_line(
-            f":export {options.export} lesson" + (" --overwrite" if options.overwrite else "")
-        )

@@ -15,7 +15,8 @@ pytest.importorskip(
 import gguf
 
 from minillm_repl.checkpoint.gguf.header import read_gguf_header
-from minillm_repl.checkpoint.gguf.write import quantise_q4_0, quantise_q8_0, save_gguf
+from minillm_repl.checkpoint.gguf.quantise import quantise_q4_0, quantise_q8_0
+from minillm_repl.checkpoint.gguf.write import save_gguf
 from minillm_repl.checkpoint.load_save import load, summarise
 from minillm_repl.errors import UserError
 from minillm_repl.generate.backends import make_decoder

@@ -104,7 +104,11 @@ def test_a_stream_is_the_answer_in_parts_and_each_token_comes_with_its_own_numbe
     parts = [chunk.choices[0] for chunk in chunks if chunk.choices]
     assert "".join(part.delta.content or "" for part in parts) == whole.message.content
     entries = [each for part in parts if part.logprobs for each in part.logprobs.content]
-    assert entries == whole.logprobs.content
+    # The prompt is read at once, and then from the cache: the last digits may differ.
+    assert [each.bytes for each in entries] == [each.bytes for each in whole.logprobs.content]
+    assert [each.logprob for each in entries] == pytest.approx(
+        [each.logprob for each in whole.logprobs.content], abs=1e-5
+    )
     assert [part.finish_reason for part in parts if part.finish_reason] == ["stop"]
     assert chunks[-1].usage.total_tokens > len(entries)
 

@@ -4,7 +4,7 @@ A template comes with a model and is untrusted. It runs in the sandbox.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
@@ -13,6 +13,7 @@ from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.sandbox import run_sandboxed
 from minillm_repl.tokenizer import Escapes, Span, Tokenizer
+from minillm_repl.tokenizer.lookup import alternation_of
 
 _BATCH_CHARACTERS = 1 << 20  # rendered in one process; its output has a limit
 _TEMPLATE_OVERHEAD = 100  # characters that a template adds to a turn, about
@@ -177,12 +178,6 @@ class NameEscaper:
             each if each.role == except_role else Message(each.role, escaped(each.content))
             for each in messages
         ]
-
-
-def alternation_of(names: Iterable[str]) -> str:
-    """Return a regular expression that matches any of these names, the longest first."""
-    ordered = sorted(filter(None, names), key=len, reverse=True)
-    return f"(?:{'|'.join(map(re.escape, ordered)) or '(?!)'})"
 
 
 def _render_sandboxed(

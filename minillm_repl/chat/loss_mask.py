@@ -8,7 +8,6 @@ from itertools import groupby, pairwise, takewhile
 from minillm_repl.chat import (
     Message,
     RenderedChat,
-    alternation_of,
     render_escaped,
     render_texts,
 )
@@ -16,6 +15,7 @@ from minillm_repl.checkpoint import ChatTemplate
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.tokenizer import Span, Tokenizer
+from minillm_repl.tokenizer.lookup import alternation_of
 
 Example = tuple[list[int], list[bool]]
 """The token ids of a conversation, and which of them the loss counts."""

@@ -4,7 +4,6 @@ Every figure is that of the view which shows it, written as the view writes it. 
 lists the names.
 """
 
-import itertools
 import re
 from collections.abc import Callable
 from functools import cached_property
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from minillm_repl.errors import UserError
 from minillm_repl.language import _, current_language
 from minillm_repl.lessons.parse import practice_file
+from minillm_repl.lessons.searching_head import find_searching_head, top_key
 from minillm_repl.model.config import AnyConfig, LlamaConfig
 from minillm_repl.repl.shell import Shell
 from minillm_repl.safetext import safe_line
@@ -35,7 +35,6 @@ _HANGUL = re.compile("[가-힣]")
 # From the placeholder to the name of the pattern in `:attn`.
 _PATTERNS = {"previous": "previous token", "first": "first token", "self": "itself"}
 _NO_VALUE = "–"
-_SEARCHED_LAYERS = 4  # each head takes a pass
 
 
 class LessonValues:
@@ -268,25 +267,12 @@ class LessonValues:
 
     @cached_property
     def _searching_head(self) -> tuple[int, int]:
-        """The head whose last query takes most of another token, with a dot product above 0; if
-        there is none, the one that looks most at the token before.
-        """
-        layers, heads = min(self._config.n_layers, _SEARCHED_LAYERS), self._config.n_heads
-        best = (0.0, tuple(map(int, self._head_value("previous", "head").split("."))))
-        for place in itertools.product(range(layers), range(heads)):
-            most = max(self._met(*place), key=lambda each: each.weight)
-            if most.dot > 0 and most.position < len(self._subject.ids) - 1:
-                best = max(best, (most.weight, place), key=lambda each: each[0])
-        return best[1]
-
-    def _met(self, layer: int, head: int) -> "tuple[Met, ...]":
-        from minillm_repl.views import qkv
-
-        return qkv.compute(self._subject, layer, head).met  # of the last token's query
+        layer, head = map(int, self._head_value("previous", "head").split("."))
+        return find_searching_head(self._subject, otherwise=(layer, head))
 
     @cached_property
     def _top_key(self) -> "Met":
-        return max(self._met(*self._searching_head), key=lambda each: each.weight)
+        return top_key(self._subject, *self._searching_head)
 
     @cached_property
     def _lens(self) -> "LensView":

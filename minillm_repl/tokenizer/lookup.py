@@ -1,6 +1,7 @@
 """Tokens that a user types, and comparison of vocabularies."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
@@ -93,3 +94,9 @@ def word_ids(tokenizer: Tokenizer, texts: Sequence[str], plain: list[list[int]])
     # "␣dog" is one token where "dog" alone may be two.
     spaced = [tokenizer.encode(" " + text, add_special=False) for text in texts]
     return spaced if sum(map(len, spaced)) <= sum(map(len, plain)) else plain
+
+
+def alternation_of(names: Iterable[str]) -> str:
+    """Return a regular expression that matches any of these names, the longest first."""
+    ordered = sorted(filter(None, names), key=len, reverse=True)
+    return f"(?:{'|'.join(map(re.escape, ordered)) or '(?!)'})"

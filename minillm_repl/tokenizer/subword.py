@@ -263,8 +263,7 @@ class SubwordTokenizer(Tokenizer):
         library = self._plain_tokenizer if add_special else self._plain_tokenizer_without_prefix
         library.encode_special_tokens = True
         prefix = self.start_ids if add_special else ()
-        with library_errors():
-            # The fast variant computes no offsets, which a corpus does not need.
+        with library_errors():  # the fast variant computes no offsets, which a corpus does not need
             found = library.encode_batch_fast(texts, add_special_tokens=False)
         return [self._check_ids([*prefix, *encoding.ids]) for encoding in found]
 
@@ -289,8 +288,7 @@ class SubwordTokenizer(Tokenizer):
     @property
     def description(self) -> dict[str, Any]:
         """The parsed content of its tokenizer.json."""
-        described: dict[str, Any] = json.loads(self._json)
-        return described
+        return json.loads(self._json)  # type: ignore[no-any-return]
 
     def to_json(self) -> dict[str, Any]:
         """Return `{"type": "subword", ...}` with the complete description."""

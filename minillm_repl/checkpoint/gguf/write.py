@@ -13,21 +13,20 @@ from minillm_repl.checkpoint.families.family import Family
 from minillm_repl.checkpoint.gguf.architectures import (
     ARCHITECTURE,
     ARCHITECTURES,
-    EMBEDDING,
-    HEAD,
     ROPE_FACTORS,
     Architecture,
     gguf_weight_map,
 )
 from minillm_repl.checkpoint.gguf.config import llama3_factors, parse_gguf_config, with_rope_factors
 from minillm_repl.checkpoint.gguf.header import ALIGNMENT, MAGIC, TYPES, is_gguf
+from minillm_repl.checkpoint.gguf.quantise import to_blocks
 from minillm_repl.checkpoint.gguf.vocabulary import EXTRA_LOGIT, Vocabulary, make_vocabulary
 from minillm_repl.checkpoint.huggingface import as_family
 from minillm_repl.checkpoint.recommended import to_gguf
 from minillm_repl.checkpoint.weights import Array, Tensors
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
-from minillm_repl.model.bfloat16 import BFLOAT16, convert, is_finite, to_float32
+from minillm_repl.model.bfloat16 import to_float32
 from minillm_repl.model.config import AnyConfig, GPTConfig, LlamaConfig
 from minillm_repl.safetext import safe_line
 from minillm_repl.storage.atomic import write_atomically
@@ -37,7 +36,6 @@ _FILE_TYPES = {"f16": 1, "q4_0": 2, "q8_0": 7, "bf16": 32}  # of llama.cpp, for 
 _NUMBERS = {name: number for number, (name, _values, _size) in TYPES.items()}
 _VERSION = 3
 _UINT32, _INT32, _FLOAT32, _BOOL, _STRING, _ARRAY = range(4, 10)  # types of metadata
-_BLOCK = 32  # weights that share a scale in Q8_0 and Q4_0
 
 
 def save_gguf(
@@ -90,7 +88,7 @@ def save_gguf(
     read = with_rope_factors(parse_gguf_config(metadata, shapes), theirs.get(ROPE_FACTORS))
     if _in_float32(asdict(read)) != _in_float32(asdict(config)):
         raise _no_architecture(family)
-    blocks = {name: _to_blocks(name, array, kind) for name, array in theirs.items()}
+    blocks = {name: to_blocks(name, array, kind) for name, array in theirs.items()}
     header = _header(metadata, shapes, blocks)
     parts = [part for name in theirs for part in (blocks[name][1], _padding(blocks[name][1]))]
     write_atomically(path, header, *parts, interrupted=interrupted)
@@ -191,67 +189,6 @@ def _sizes(
     else:
         sizes[f"{name}.attention.value_length"] = config.head_dim
     return sizes
-
-
-# -- tensors
-
-
-def _to_blocks(name: str, array: Array, kind: str) -> tuple[str, memoryview]:
-    """Return the type of a tensor in a file, and its bytes. Raises UserError."""
-    # A router in fewer bits would send tokens elsewhere; llama.cpp has it in float32 too.
-    if array.ndim == 1 or name.startswith("position_embd") or ".ffn_gate_inp." in name:
-        return "F32", _bytes(to_float32(array))
-    if kind == "q4_0" and name in (EMBEDDING, HEAD):
-        kind = "q8_0"
-    if kind.startswith("q") and array.shape[-1] % _BLOCK:
-        kind = "f16"
-    match kind:
-        case "q8_0":
-            return "Q8_0", _bytes(quantise_q8_0(to_float32(array)))
-        case "q4_0":
-            return "Q4_0", _bytes(quantise_q4_0(to_float32(array)))
-    with np.errstate(over="ignore"):  # the check below finds it
-        rounded = convert(array, BFLOAT16 if kind == "bf16" else np.dtype(np.float16))
-    if not is_finite(rounded):
-        raise UserError(
-            _("{name} has values too large for {kind}: use type=bf16", name=name, kind=kind)
-        )
-    return kind.upper(), _bytes(rounded)
-
-
-def quantise_q8_0(array: Array) -> Array:
-    """Return the blocks of Q8_0 of a matrix: a float16 scale, and 32 whole numbers."""
-    groups = array.reshape(-1, _BLOCK)
-    scale = np.abs(groups).max(axis=1, keepdims=True) / np.float32(127)
-    scaled = groups * _inverse(scale)
-    # Halves are rounded away from zero, as in llama.cpp.
-    numbers = (np.sign(scaled) * np.floor(np.abs(scaled) + np.float32(0.5))).astype(np.int8)
-    return np.concatenate([_half(scale), numbers.view(np.uint8)], axis=1)
-
-
-def quantise_q4_0(array: Array) -> Array:
-    """Return the blocks of Q4_0 of a matrix: a float16 scale, and 32 numbers of 4 bits."""
-    groups = array.reshape(-1, _BLOCK)
-    largest = np.abs(groups).argmax(axis=1)[:, None]
-    scale = np.take_along_axis(groups, largest, axis=1) / np.float32(-8)
-    # Summed in float64 and cut in float32, as llama.cpp's own package does.
-    shifted = groups.astype(np.float64) * _inverse(scale) + 8.5
-    numbers = np.clip(np.trunc(shifted.astype(np.float32)), 0, 15).astype(np.uint8)
-    return np.concatenate([_half(scale), numbers[:, :16] | numbers[:, 16:] << 4], axis=1)
-
-
-def _inverse(scale: Array) -> Array:
-    with np.errstate(divide="ignore"):
-        return np.where(scale == 0, np.float32(0), np.float32(1) / scale)
-
-
-def _half(scale: Array) -> Array:
-    return scale.astype("<f2").view(np.uint8)
-
-
-def _bytes(array: Array) -> memoryview:
-    flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-    return memoryview(flat)  # type: ignore[arg-type]
 
 
 def _padding(data: memoryview) -> bytes:

@@ -8,12 +8,18 @@ from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
 
+import numpy as np
 import pytest
+import torch
 
 from minillm_repl.chat import Message, render_texts
+from minillm_repl.checkpoint import Checkpoint
 from minillm_repl.checkpoint.load_save import load
 from minillm_repl.errors import UserError
+from minillm_repl.model.build import build
+from minillm_repl.model.config import LlamaConfig
 from minillm_repl.storage.encoding import read_text
+from minillm_repl.tokenizer import CharacterTokenizer
 from minillm_repl.training.plan import TrainPlan
 from minillm_repl.training.recipe import (
     RECIPES_FOLDER,
@@ -23,6 +29,7 @@ from minillm_repl.training.recipe import (
     read_recipe,
     recipes,
 )
+from tools.extend_vocabulary import extended
 
 EVERYDAY = Grammar((RECIPES_FOLDER / "everyday.txt").read_text(encoding="utf-8"))
 
@@ -288,3 +295,29 @@ def test_a_recipe_trains_a_model_that_answers(program, tmp_path):
         program("-p", "안녕?", "--max-tokens", "5", "--json").stdout.splitlines()[-1]
     )
     assert answered["prompt_tokens"] == 1 + len("질문: 안녕?\n답변: ")  # <end> begins it
+
+
+def test_a_model_with_a_larger_vocabulary_still_knows_what_it_knew():
+    config = LlamaConfig(
+        vocab_size=6, context_length=16, d_model=12, n_layers=2, n_heads=3, n_kv_heads=3,
+        head_dim=4, d_mlp=16,
+    )  # fmt: skip
+    rng = np.random.default_rng(0)
+    small = Checkpoint(
+        config=config,
+        tokenizer=CharacterTokenizer("가나다라 ."),
+        tensors={
+            name: rng.normal(0, 0.5, shape).astype(np.float32) for name, shape in config.shapes()
+        },
+    )
+    large = extended(small)
+    text = "가나 다."
+    rows = [small.tokenizer.encode(text), large.tokenizer.encode(text)]
+    before, after = (
+        build(each.config, each.tensors)(torch.tensor([ids]))[0]
+        for each, ids in zip((small, large), rows, strict=True)
+    )
+    known = [large.tokenizer.encode(each)[0] for each in small.tokenizer.characters]
+    torch.testing.assert_close(after[:, known], before[:, : len(known)], rtol=0, atol=1e-5)
+    assert large.tokenizer.find_unknown("뷁ㅋ🙂") == []
+    assert large.config.context_length == 512

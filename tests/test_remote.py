@@ -507,8 +507,10 @@ def test_two_terminals_one_model(hangul, tmp_path):
     flags = ["--ckpt", hangul, "--seed", "3", "--no-history", "--lang", "en"]
     with Terminal(flags, environment=environment, folder=tmp_path) as terminal:
         terminal.wait_for_prompt()
-        assert "네, 안녕하세요" in terminal.do("안녕?")
-        assert "surprisal" in terminal.do(":prob 좋아요")
+        assert "안녕" in terminal.do("안녕?").removeprefix(">>> 안녕?")
+        told = " ".join(terminal.do(":prob 좋아요").split())
+        assert "surprisal" in told
+        assert "all probabilities, before the samplers" in told
         assert "2 continuations" in terminal.do(":branch 2 tokens=3")
         assert "perplexity" in terminal.do(":surprise 날씨가 좋아요")
         assert "stay on the server" in terminal.do(":attn")

@@ -33,7 +33,7 @@ enum Kind {
     BF16,    // row by row, bfloat16
     F16,     // row by row, float16
     PANELS,  // float32, PANEL rows side by side: (panels, inputs, PANEL); missing rows are 0
-    Q8,      // 8 and 4 bits with scales in bfloat16: model/quantised.py says how these lie
+    Q8,      // 8 and 4 bits with scales in bfloat16: model/panels.py says how these lie
     Q4,
     Q8_0,  // the block formats of GGUF, each with the scales that it has there
     Q4_0,

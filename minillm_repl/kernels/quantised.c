@@ -1,5 +1,5 @@
 // Weights of 8 bits or fewer: whole numbers times the scale of their group, 16 rows side by side.
-// model/quantised.py packs them, and says how they lie.
+// model/panels.py packs them, and says how they lie.
 //
 // For one token, activations are whole numbers too, of three digits (pointwise.c): the products are
 // exact, and every processor gets the same. weight = (number − offset) · scale + minimum, so that a

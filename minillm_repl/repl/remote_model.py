@@ -59,6 +59,7 @@ class ServerModel:
     source: str  # the engine and its address
     cares: bool  # its server answers a crisis in its place; then the program does so here
     headline: str  # what it is, in one line
+    numbers: str  # whose numbers its views show, and which of them the server tells
     models: tuple[str, ...]  # the names of all that the server has
 
 
@@ -70,9 +71,14 @@ def describe(facts: "Facts", names: tuple[str, ...]) -> ServerModel:
         parts.append(_("{n:,} tokens", n=facts.vocab_size))
     if facts.context_length:
         parts.append(_("context {n:,}", n=facts.context_length))
-    headline = safe_line(" · ".join([*parts, numbers_line(facts)]))
+    numbers = numbers_line(facts)
     return ServerModel(
-        name=name, source=facts.source, cares=facts.cares, headline=headline, models=names
+        name=name,
+        source=facts.source,
+        cares=facts.cares,
+        headline=safe_line(" · ".join([*parts, numbers])),
+        numbers=safe_line(f"{facts.source} · {numbers}"),
+        models=names,
     )
 
 

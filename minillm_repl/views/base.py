@@ -13,7 +13,7 @@ from rich.text import Text
 from minillm_repl.errors import UserError
 from minillm_repl.language import _, _n
 from minillm_repl.model.hooks import Hook, compose, no_hook
-from minillm_repl.render.console import WARNING
+from minillm_repl.render.console import FIGURES, WARNING
 from minillm_repl.render.export import write_view
 from minillm_repl.render.json_lines import json_value
 from minillm_repl.repl.arguments import TextPair
@@ -197,7 +197,8 @@ def inspect_ids(
     shell: Shell, model: LoadedModel, ids: Sequence[int], text: str | None = None
 ) -> InspectedText:
     """Return a model and what it sees of `ids`, which `text` has become where that is known."""
-    import_torch(shell)
+    if model.server is None:  # else there is nothing to look into, and that is told at once
+        import_torch(shell)
     return inspect_model(model, ids, text, _interrupt_hook(shell))
 
 
@@ -258,6 +259,8 @@ def show(
         if descriptions
         else []
     )
+    if inspected_model and inspected_model.server:
+        notes.append(Text(inspected_model.server.numbers, FIGURES))
 
     def picture(width: int) -> RenderableType:
         return Group(*notes, view.picture(width))

@@ -1,9 +1,10 @@
 """Care: a crisis is answered by the program, what only looks like one by the model."""
 
-import dataclasses
+import io
 import json
 
 import pytest
+from rich.console import Console
 
 import minillm_repl
 from minillm_repl.checkpoint.load_save import load
@@ -33,6 +34,17 @@ def test_help_is_named_for_at_most_two_in_a_hundred_of_what_only_looks_like_one(
     assert len(found) <= len(harmless) * 2 // 100, found
 
 
+@pytest.mark.parametrize("text", ["죽고 싶어", "아빠가 때려", "I want to die", "my dad hits me"])
+def test_every_word_of_the_help_is_shown_however_narrow_the_terminal(text):
+    said = care.find_help(text)
+    for width in range(24, 110):
+        console = Console(file=io.StringIO(), width=width)
+        console.print(said.draw())
+        shown = "".join(console.file.getvalue().replace("┃", "").split())
+        for part in (said.answer, said.about, *(what for _number, what in said.calls)):
+            assert "".join(part.split()) in shown, width
+
+
 @pytest.mark.parametrize(
     ("text", "call"),
     [
@@ -48,9 +60,9 @@ def test_spaces_and_typing_errors_are_read_over_and_the_language_is_that_of_the_
     assert care.find_help(text).calls[0][0] == call
 
 
-def test_korean_help_names_the_four_numbers_and_violence_is_nobodys_fault_who_is_hit():
+def test_korean_help_names_the_numbers_and_violence_is_nobodys_fault_who_is_hit():
     found = care.find_help("아빠가 매일 때려요")
-    assert [number for number, _what in found.calls] == ["109", "1388", "117", "112"]
+    assert [number for number, _what in found.calls] == ["109", "119", "1388", "117", "112"]
     assert found.topic == "others"
     assert "당신 잘못이 아니에요" in found.answer
 
@@ -141,7 +153,7 @@ def test_a_lesson_names_help_and_waits_on(tmp_path, monkeypatch, line):
 )
 def test_commands_that_take_a_text_name_help_too(line):
     shell = shell_for(load(find_checkpoint("hangul")))
-    shell.session.settings = dataclasses.replace(shell.session.settings, care=True)
+    shell.session.set("care", "on")
     shell.execute(line)
     assert "109" in printed(shell)
     assert shell.last_shown is None

@@ -53,9 +53,12 @@ class Help:
     def draw(self) -> Table:
         """Return the help, set apart by a bar from what a model says."""
         calls = Table.grid(padding=(0, 2))
+        calls.add_column(no_wrap=True)
+        calls.add_column(overflow="fold")
         for number, what in self.calls:
             calls.add_row(Text(number, f"{TITLE} {GOOD}"), what)
         framed = Table(box=_BAR, show_header=False)
+        framed.add_column(overflow="fold")  # every word is shown, however narrow it is
         framed.add_row(Text(self.answer, TITLE))
         framed.add_row(Text(self.about))
         framed.add_row(calls)

@@ -71,7 +71,7 @@ def test_without_a_place_the_end_of_the_text_is_meant(shell):
 
 
 @pytest.mark.parametrize("name", ["why", "grad", "lens", "attn", "residual", "qkv 0.0", "canon"])
-@pytest.mark.parametrize("place", ["@99", "@-99", "@없다", "@다:3", "@날", "@\x1b[2J"])
+@pytest.mark.parametrize("place", ["@99", "@-99", "@없다", "@다:3", "@날", "@", "@\x1b[2J"])
 def test_what_is_meant_as_a_place_and_is_none_is_an_error(shell, name, place):
     name, _space, arguments = name.partition(" ")
     with pytest.raises(UserError) as error:

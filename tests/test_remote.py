@@ -125,7 +125,7 @@ def test_the_key_is_sent_and_never_shown(tmp_path, monkeypatch, capsys):
         ("http://", "no address of a server"),
         ("http://127.0.0.1:99999", "no address of a server"),
         ("http://user:pass@127.0.0.1:1", "MINILLM_API_KEY"),
-        ("http://127.0.0.1:1", "cannot reach 127.0.0.1:1"),
+        ("http://127.0.0.1:1", "127.0.0.1:1 does not answer"),
     ],
 )
 def test_an_address_that_is_none_is_one_clear_line(url, said):

@@ -25,7 +25,7 @@ VIEWS = {
     ":temp sweep": "several temperatures",
     ":prob {next}": "total",
     ":branch 3 tokens=6": "3 continuations",
-    ":attn": "attention of the last token",
+    ":attn": "attention from",
     ":attn 1": "heads",
     ":attn 0.1 {text}": "rows: queries · columns: keys",
     ":qkv 0.1": "keys by weight",
@@ -385,4 +385,4 @@ def test_a_prompt_is_watched_while_the_model_learns(visit, tmp_path):
     moment = terminal.do(":watch step=9")
     assert "after step 10" in moment
     assert "logit lens" in moment
-    assert "attention of the last token" in moment
+    assert "attention from" in moment

@@ -110,7 +110,7 @@ def undo(shell: Shell, _asked: Arguments) -> None:
     shell.show_text(model)
 
 
-@command("clear", aliases=("지우기",), group="Talk")
+@command("clear", aliases=("new", "reset", "지우기"), group="Talk")
 def clear(shell: Shell, _asked: Arguments) -> None:
     """Clear the context."""
     shell.session.conversation.clear()

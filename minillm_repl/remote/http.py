@@ -223,6 +223,10 @@ class Connection:
                 _("{server} does not answer within {n:g} seconds", server=server, n=seconds)
             )
         if isinstance(error, httpx.ConnectError):
+            if "attempts failed" in said:  # httpx's words for: nobody listens there
+                return ServerError(
+                    _("{server} does not answer: is it running there?", server=server)
+                )
             return ServerError(_("cannot reach {server}: {error}", server=server, error=said))
         if isinstance(error, httpx.RemoteProtocolError | httpx.ReadError | httpx.WriteError):
             return ServerError(

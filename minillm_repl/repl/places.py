@@ -3,12 +3,14 @@
 import re
 from dataclasses import dataclass
 
+from minillm_repl.errors import UsageError
+from minillm_repl.language import _
 from minillm_repl.repl.arguments import INDEX, Argument, Values
 from minillm_repl.repl.quoting import mask_quoted, split_word
 
 _POSITION = re.compile(rf"-?{INDEX}")
 _TOKEN = re.compile(rf"(.+?)(?::({INDEX}))?", re.DOTALL)
-_PLACE = re.compile(r"(?:^|\s)@(\S+)")
+_PLACE = re.compile(r"(?:^|\s)@(\S*)")
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,9 @@ class Place:
 
 
 def parse_place(text: str) -> Place:
-    """Parse a place without its @: `43`, `-3`, `Seoul`, `Seoul:2`."""
+    """Parse a place without its @: `43`, `-3`, `Seoul`, `Seoul:2`. Raises UsageError."""
+    if not text:
+        raise UsageError(_("a position or a token is missing after @"))
     if _POSITION.fullmatch(text):
         return Place(position=int(text))
     found = _TOKEN.fullmatch(text)

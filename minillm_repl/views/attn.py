@@ -71,7 +71,7 @@ class FocusView(View, Truncation):
         notes = [
             _("attends to: token @ position, weight"),
             _("adds: directly to the logit of {token}", token=answer),
-            _("pattern: over the whole text, and what uniform attention would score"),
+            _("pattern: over the text up to there, and what uniform attention would score"),
         ]
         if len(heads) < len(self.heads):
             selection = _(
@@ -82,13 +82,9 @@ class FocusView(View, Truncation):
                 token=answer,
             )
             notes.insert(0, selection)
-        where = _(
-            "{token}, position {position}",
-            token=self.tokens[-1].label,
-            position=self.position_of(len(self.tokens) - 1),
-        )
+        where = _("position {position}", position=self.position_of(len(self.tokens) - 1))
         return Group(
-            title(_("attention of the last token"), where),
+            title(_("attention from {token}", token=self.tokens[-1].label), where),
             self._table(heads, width),
             Text(" · ".join(notes), FIGURES),
         )

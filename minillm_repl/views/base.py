@@ -139,10 +139,12 @@ def find_predicted(inspected: InspectedText, token: str, number: int = 0) -> int
     if not positions or number > len(positions):
         raise UserError(
             _(
-                "{token} is at {n} places of the text where a token was predicted",
+                "{token} stands only {n} times after the first token",
                 token=safe_line(token),
                 n=len(positions),
             )
+            if positions
+            else _("{token} is not in the text after its first token", token=safe_line(token))
         )
     return positions[number - 1]
 

@@ -65,7 +65,12 @@ class GridView(View, Truncation):
             "the most likely next token after each position, and how likely: ▁ less than 1/8, █ at "
             "least 7/8 · the last row is the model's own"
         )
-        about = _("the last {n} of {all} positions", n=columns, all=self.first + len(self.tokens))
+        total = self.first + len(self.tokens)
+        about = (
+            _("all {n} positions", n=total)
+            if columns == total
+            else _("the last {n} of {all} positions", n=columns, all=total)
+        )
         return Group(title(_("logit lens"), about), table, Text(legend, FIGURES))
 
     def _rows(self, width: int) -> tuple[GridRow, ...]:

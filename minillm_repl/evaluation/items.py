@@ -81,14 +81,16 @@ def parse_item(line: str, number: int) -> Item:
     try:
         data = parse_json(line, "JSON")
     except UserError as error:
-        cause = error.__context__  # without the place: the line is named already
-        why = cause.msg if isinstance(cause, json.JSONDecodeError) else str(cause or error)
-        raise ItemError(_("it is not valid JSON: {error:.120}", error=safe_line(why))) from None
+        cause = error.__context__
+        if isinstance(cause, json.JSONDecodeError):  # its own words are English ones
+            raise ItemError(_("it is not valid JSON from character {n} on", n=cause.pos)) from None
+        why = safe_line(str(cause or error))
+        raise ItemError(_("it is not valid JSON: {error:.120}", error=why)) from None
     if not isinstance(data, dict):
         raise ItemError(_("it is no JSON object: {example}", example='{"prompt": …}'))
     for key in ("prompt", "answer"):
         if key not in data:
-            raise ItemError(_("{key} is missing", key=key))
+            raise ItemError(_("{key} is missing; `:help eval` shows a line", key=key))
     prompt, answer = _text(data, "prompt"), data["answer"]
     if "choices" not in data:
         is_number = isinstance(answer, int | float) and not isinstance(answer, bool)

@@ -10,7 +10,7 @@ from minillm_repl.lessons.parse import practice_file, read_lesson
 from minillm_repl.lessons.run import practice_model
 from minillm_repl.lessons.values import LessonValues
 from minillm_repl.model import gpt
-from minillm_repl.repl.session import Writable
+from minillm_repl.repl.workspace import Writable
 from minillm_repl.storage.paths import find_checkpoint
 from tests.conftest import ROOT
 from tests.test_lessons import printed, shell_for, state  # noqa: F401 - a fixture

@@ -145,8 +145,8 @@ def test_what_a_view_has_made_it_replaces_in_a_later_session_too(shell, tmp_path
 
 
 MEANT = [  # as a place or an option, and none
-    ":lens @4x", ":lens 4x", ":lens 3 4", ":lens pos=3", ":lens last", ":why vs", ":why a vs",
-    ":grad a vs", ":attn L9H9", ":attn l0.h1", ":attn 0.1.2", ":attn 0,1", ":attn layer=1",
+    ":lens @", ":lens 4x", ":lens 3 4", ":lens pos=3", ":lens last", ":why vs", ":why a vs",
+    ":grad a vs", ":attn L9H", ":attn l0.h1", ":attn 0.1.2", ":attn 0,1", ":attn layer=1",
     ":attn 헤드 1", ":attn 2층", ":qkv 1.2.3", ":qkv 0", ":qkv 0.0 key=x", ":qkv 0.0 kye=1",
     ":qkv 0.0 1 2", ":neurons x", ":neurons 0.x", ":residual 3x", ":descent 0.5", ":descent reat=1",
     ":ablate 0.x", ":ablate scna", ":ablate scan mena", ":ablate off 1", ":steer a vs",

@@ -141,7 +141,8 @@ def test_changes_add_up_as_hooks_in_transformers_do_together(both, other):
     expected = found.logits[0].detach()
     (gradient,) = torch.autograd.grad(found.logits[0, -1].max(), embeds)
     gradient = gradient / getattr(theirs.config, "embedding_multiplier", 1.0)
-    hidden = feed_forward_input(theirs, ours.input_ids)
+    is_routed = bool(ours.config.n_experts)  # then no single neuron is every token's
+    hidden = None if is_routed else feed_forward_input(theirs, ours.input_ids)
     for hook in hooks:
         hook.remove()
     torch.testing.assert_close(changed.logits(), expected, rtol=0, atol=1e-4)
@@ -152,8 +153,9 @@ def test_changes_add_up_as_hooks_in_transformers_do_together(both, other):
     np.testing.assert_allclose(
         grad.compute(changed).norms, gradient[0].norm(dim=-1), rtol=1e-3, atol=1e-4
     )
-    busiest = neurons.compute(changed, LAYER).neurons[0]
-    np.testing.assert_allclose(busiest.activations, hidden[:, busiest.index], atol=1e-4)
+    if not is_routed:
+        busiest = neurons.compute(changed, LAYER).neurons[0]
+        np.testing.assert_allclose(busiest.activations, hidden[:, busiest.index], atol=1e-4)
     final = expected[-1].double().log_softmax(-1)
     agrees(lens.compute(changed, top=5).rows[-1], final, final)
     view = why.compute(changed)

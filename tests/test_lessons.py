@@ -253,7 +253,7 @@ def test_what_a_lesson_says_is_what_the_view_beside_it_shows():
         rf"{facts.value('next.1')}\s+{facts.value('logit.1')}\s.*{facts.value('prob.1')}",
         printed(shell),
     )
-    shell.run_line(f":qkv {facts.value('previous.head')}")
+    shell.run_line(f":qkv {facts.value('head')}")
     assert re.search(
         rf"{facts.value('dot')}\s+{facts.value('scaled')}\s+{facts.value('weight')}", printed(shell)
     )

@@ -82,7 +82,8 @@ def _of_characters(
     tokens += [name for name, _kind in byte_tokens if tokenizer.has_bytes]
     types += [kind for _name, kind in byte_tokens if tokenizer.has_bytes]
     extra = [] if tokenizer.has_bytes else byte_tokens
-    extra += [(UNK_TOKEN, UNKNOWN)] if like is None else []
+    # Where every byte has a token of its own, no character is unknown.
+    extra += [(UNK_TOKEN, UNKNOWN)] if like is None and not tokenizer.has_bytes else []
     # Without an end token llama.cpp takes token 2 for one.
     extra += [] if ends else [(_END, CONTROL)]
     tokens += [name for name, _kind in extra]
@@ -92,7 +93,7 @@ def _of_characters(
         _KEY + "tokens": tokens,
         _KEY + "scores": [0.0] * len(tokens),
         _KEY + "token_type": types,
-        _KEY + "unknown_token_id": tokens.index(UNK_TOKEN),
+        **({_KEY + "unknown_token_id": tokens.index(UNK_TOKEN)} if UNK_TOKEN in tokens else {}),
         _KEY + "add_space_prefix": False,
         **_start(tokenizer.start_ids),
         **_ends(ends or (tokens.index(_END),)),

@@ -141,7 +141,10 @@ VIEWS = [each for each in view_commands() if each.name != "watch"]
 
 
 @pytest.mark.parametrize("each", VIEWS, ids=lambda each: each.name)
-def test_every_view_is_there(hangul, each):
+def test_every_view_is_there(hangul, each, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # the example of `:eval` names a file
+    question = {"prompt": "하늘이", "choices": ["맑다", "춥다"], "answer": 0}
+    (tmp_path / "questions.jsonl").write_text(json.dumps(question), encoding="utf-8")
     assert each.name in dir(hangul)
     result = hangul.generate("날씨가 ", max_tokens=6, temp=0)
     view = hangul.view(each.name, result, each.example.partition(" ")[2])

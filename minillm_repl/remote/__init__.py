@@ -35,6 +35,7 @@ class Facts:
     cares: bool = False  # it answers a crisis in the place of its model (:help care)
     eos_token_ids: tuple[int, ...] = ()
     start_ids: tuple[int, ...] = ()  # before each text
+    recommended: Json = field(default_factory=dict)  # samplers of the model, as they came
 
     def most_listed(self, *, in_chat: bool) -> int:
         """Return the most tokens that it lists at a step."""

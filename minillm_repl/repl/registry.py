@@ -212,7 +212,7 @@ class Registry:
             return self._own[typed]
         # Similarity from 0 to 1; at 0.5, a letter or two may be missing, wrong or swapped.
         near = difflib.get_close_matches(name, self._by_name, 1, 0.5)
-        if near:
+        if near and len(name) > 1:  # one letter is near to too many
             raise UserError(
                 _(
                     "unknown command :{name}; did you mean :{near}?",

@@ -10,6 +10,7 @@ from minillm_repl.checkpoint import ChatTemplate, Checkpoint
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.model.config import AnyConfig
+from minillm_repl.repl.settings import check_recommended
 from minillm_repl.safetext import safe_line
 
 if TYPE_CHECKING:
@@ -125,6 +126,7 @@ def open_remote(url: str, name: str, key: str) -> "tuple[Checkpoint, RemoteDecod
         tensors=_NoWeights(message),
         chat_template=ChatTemplate("", remote=render) if facts.chats else None,
         eos_token_ids=facts.eos_token_ids,
+        recommended=check_recommended(facts.recommended)[0],
     )
     return checkpoint, decoder, describe(facts, names)
 

@@ -53,6 +53,7 @@ class Service:
             "eos_token_ids": list(self.engine.model.checkpoint.eos_token_ids),
             "chats": self.engine.model.checkpoint.chat_template is not None,
             "care": is_caring(self.settings.care, self.engine.model),
+            "sampling": dict(self.engine.model.checkpoint.recommended),
         }
         return JSONResponse({"object": "list", "data": [model]})
 

@@ -32,6 +32,7 @@ def facts(connection: Connection, model: Json) -> Facts:
         cares=model.get("care") is True,
         eos_token_ids=tuple(numbers.ids(model.get("eos_token_ids")) or ()),
         start_ids=tuple(numbers.ids(start.get("tokens")) or ()),
+        recommended=numbers.fields(model.get("sampling")),
     )
 
 

@@ -47,6 +47,7 @@ def own(logits):
 def test_shapes_and_numbers_are_those_of_transformers_own_tensors(both):
     ours, model, theirs = both
     block, entered = layers(model)[0], {}
+    mlp = block.block_sparse_moe if hasattr(block, "block_sparse_moe") else block.mlp
     attention = next(
         each for name, each in block.named_children() if "attn" in name or name == "attention"
     )
@@ -57,11 +58,11 @@ def test_shapes_and_numbers_are_those_of_transformers_own_tensors(both):
             ),
             with_kwargs=True,
         )
-        for name, each in (("attention.input", attention), ("mlp.input", block.mlp))
+        for name, each in (("attention.input", attention), ("mlp.input", mlp))
     ]
     # What the MLP adds to the residual stream: after a norm of its output, if there is one.
     adds, multiplier = (
-        getattr(block, "post_feedforward_layernorm", getattr(block, "post_norm2", block.mlp)),
+        getattr(block, "post_feedforward_layernorm", getattr(block, "post_norm2", mlp)),
         getattr(block, "residual_multiplier", 1),
     )
     hooks.append(

@@ -100,6 +100,7 @@ def test_the_example_at_the_end_of_a_commands_help_runs(shell, each, tmp_path, m
     shell.run_line(":lens")  # for what needs a view
     end = {
         "quit": ExitRequested,
+        "leave": ExitRequested,
         "step": "needs a terminal",
         "adapter": "has no adapter",
     }.get(each.name)

@@ -142,6 +142,17 @@ def test_shares_are_among_the_continuations_and_all_single_tokens_sum_to_one(nal
     assert view.chosen_per_byte == rates.index(min(rates))
 
 
+def test_the_continuations_of_one_token_are_all_there_is(nalssi, decoder):
+    tokenizer, text = nalssi.tokenizer, nalssi.tokenizer.encode("날씨가 ")
+    words = [(character, [[token]]) for token, character in enumerate(tokenizer.characters)]
+    assert len(words) == tokenizer.vocab_size
+    view = choose_view(decoder, tokenizer, text, words, never_interrupted)
+    assert sum(option.prob for option in view.options) == pytest.approx(1, abs=1e-6)
+    assert [option.share for option in view.options] == pytest.approx(
+        [option.prob for option in view.options], abs=1e-6
+    )
+
+
 def test_the_product_of_many_tokens_may_be_below_the_smallest_number(nalssi, decoder):
     tokenizer, text = nalssi.tokenizer, nalssi.tokenizer.encode("날씨가")
     long = "하" * 300  # a probability of 0 in float64

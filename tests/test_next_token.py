@@ -2,6 +2,7 @@
 
 import math
 import random
+import re
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from minillm_repl.views.prob import compute as prob_view
 from minillm_repl.views.sampler import compute as sampler_view
 from minillm_repl.views.sampler import compute_sweep as sweep_view
 from minillm_repl.views.sampler import next_logits
+from tests.test_lessons import printed, shell_for
 from tests.test_sampling import by_transformers
 
 ALL = Sampling(temp=0.7, top_k=9, top_p=0.9, min_p=0.02, repeat_penalty=1.3)
@@ -295,3 +297,14 @@ def test_random_numbers_can_begin_at_any_place():
 def test_a_stopped_look_is_an_error_in_one_line(nalssi):
     with pytest.raises(UserError, match="stopped"):
         walk_of(make_decoder(nalssi), nalssi, [3]).next_step(lambda: True)
+
+
+def test_no_number_of_a_step_is_cut_in_a_narrow_terminal(nalssi):
+    shell = shell_for(nalssi, width=40)
+    for line in (":temp 0", ":verbose 3", ":max-tokens 4", "날씨"):
+        shell.run_line(line)
+    shown = printed(shell)
+    rows = re.findall(r"^[▶ ] +\d+  .*$", shown, re.MULTILINE)
+    assert len(rows) == 12
+    assert all(row.count("%") + row.count("dropped") == 2 for row in rows)
+    assert shown.count("bits") == 8  # entropy and surprisal of each step

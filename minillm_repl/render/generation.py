@@ -94,8 +94,9 @@ def draw_steps(
             continue
         width = screen.out.width  # at each step: the terminal may have been resized
         text += event.text
-        for part in (step_title(event, prompt, text, width), step_table(event, samplers, width)):
-            screen.out.print(part, no_wrap=True, overflow="crop")
+        # In a narrow terminal the figures take two lines: a number is never cut.
+        screen.out.print(step_title(event, prompt, text, width), overflow="fold")
+        screen.out.print(step_table(event, samplers, width), no_wrap=True, overflow="crop")
         screen.out.file.flush()
     raise AssertionError("a generation ends with Finished")
 
@@ -146,7 +147,8 @@ def step_table(step: Step, samplers: str, width: int, marked_row: int | None = N
     # A row is `fixed`, a percentage (6), a bar, the last column and a bar, with 5 spaces.
     numbers = 6 + final_width + 5
     # Cells of each bar: more than 40 tell no more, fewer than 4 are no bar.
-    bars = min(40, max(4, (width - cell_len(fixed) - numbers - 1) // 2))
+    room = (width - cell_len(fixed) - numbers - 1) // 2
+    bars = min(40, room) if room >= 4 else 0
     table = Text()
     table.append(f"{fixed}{fit_to_width(_model_heading(step), bars + 9)} {samplers}\n", FIGURES)
     table.append("─" * min(width, cell_len(fixed) + 2 * bars + numbers + 1) + "\n", FIGURES)

@@ -1,6 +1,7 @@
 """The models that ship: each is what its card says, and the Korean one opens when none is named."""
 
 import os
+import random
 import re
 import subprocess
 import sys
@@ -144,3 +145,33 @@ def test_hangul_opens_when_none_is_named_and_a_lesson_then_looks_at_nalssi(tmp_p
         "hangul",
         "hangul",
     ]
+
+
+@pytest.mark.slow
+def test_hangul_says_a_name_back_and_remembers_it_as_its_card_says(hangul):
+    """A hundred names, put together at random; the card has the shares."""
+    chance, said_back, remembered = random.Random(3), 0, 0
+    for _name in range(100):
+        name = chance.choice("지서하민도예시윤채유은수아준태건주현정소다나라가") + chance.choice(
+            "우연윤준서아린호현민진율은원솔빈영희석"
+        )
+        call = "이야" if (ord(name[-1]) - 0xAC00) % 28 else "야"
+        talk = []
+        answers = []
+        for said in (
+            chance.choice(["내 이름은 ", "나는 ", "나 "]) + name + call,
+            chance.choice(["오늘 날씨 좋다", "숙제 다 했어", "배고파"]),
+            chance.choice(["내 이름이 뭐라고?", "내 이름 기억해?", "내 이름 뭐야?"]),
+        ):
+            talk.append(Message("user", said))
+            ids = apply_chat_template(
+                hangul.chat_template, hangul.tokenizer, talk, parse_special=False
+            )
+            answers.append(says(hangul, ids).text)
+            talk.append(Message("assistant", answers[-1]))
+        said_back += name in answers[0]
+        remembered += name in answers[2]
+    rows = table("hangul", "| | first | second |")
+    shares = [int(row[-1].removesuffix(" %")) for row in rows]
+    # Another processor rounds in another way, and a near tie may go the other way.
+    assert shares == pytest.approx([said_back, remembered], abs=3)

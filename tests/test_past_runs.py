@@ -1,6 +1,8 @@
 """Runs of the past: listed, compared, drawn over each other; sweeps, and tables of losses."""
 
 import csv
+import json
+import sqlite3
 import subprocess
 import sys
 
@@ -12,6 +14,7 @@ from minillm_repl.commands.runs import expand_sweep
 from minillm_repl.errors import UserError
 from minillm_repl.render.plot import Losses, overlay_plot, recent
 from minillm_repl.training import run_folder
+from minillm_repl.training.log import check_log
 from tests.conftest import MODELS
 from tests.test_training_runs import environment
 
@@ -127,3 +130,41 @@ def test_runs_of_a_session_are_listed_compared_drawn_and_tabled(tmp_path):
     with (tmp_path / "m.csv").open(encoding="ascii") as file:
         rows = list(csv.DictReader(file))
     assert [int(row["step"]) for row in rows if row["loss"]] == list(range(1, 13))
+
+
+def test_losses_go_to_tensorboard_and_trackio_as_to_the_table(tmp_path):
+    """What their own readers read is what `log=csv` has, and their words stay off the screen."""
+    pytest.importorskip("tensorboard")
+    pytest.importorskip("trackio")
+    text = MODELS / "nalssi.txt"
+    shape = f":train {text} new steps=12 width=16 layers=1 seed=1"
+    lines = [f"{shape} log=csv", ":save a.safetensors", f"{shape} log=tensorboard"]
+    lines += [":save b.safetensors", f"{shape} log=trackio", ":save c.safetensors"]
+    done = subprocess.run(
+        [sys.executable, "-m", "minillm_repl", "--ckpt", "m.safetensors"],
+        input="\n".join(lines),
+        cwd=tmp_path,
+        env=environment(tmp_path) | {"TRACKIO_DIR": str(tmp_path / "trackio")},
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        check=False,
+    )
+    assert "Trackio" not in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    with (tmp_path / "m.csv").open(encoding="ascii") as file:
+        losses = [float(row["loss"]) for row in csv.DictReader(file) if row["loss"]]
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "a.tensorboard")).Reload()
+    assert [event.value for event in events.Scalars("loss")] == pytest.approx(losses)
+    with sqlite3.connect(tmp_path / "trackio" / "minillm-repl.db") as base:
+        rows = base.execute("select step, metrics from metrics order by step").fetchall()
+    told = [json.loads(metrics) for _step, metrics in rows]
+    assert [row["loss"] for row in told if "loss" in row] == pytest.approx(losses)
+
+
+def test_a_log_whose_package_is_missing_is_refused_before_anything_is_read(monkeypatch):
+    monkeypatch.setattr("minillm_repl.training.log.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"minillm-repl\[log\]"):
+        check_log("trackio")

@@ -81,10 +81,11 @@ def draw_run(
     With `save`, the run is saved on its way.
     """
     screen, events = shell.screen, run.events(interrupted, save=save)
-    if run.trainer.plan.log == "csv" and save and run.context.distributed.rank == 0:
+    log = run.trainer.plan.log
+    if log != "off" and save and run.context.distributed.rank == 0:
         from minillm_repl.training.log import logged
 
-        events = logged(events, run.context.path.with_suffix(".csv"), screen.warn)
+        events = logged(events, log, run.context.path, screen.warn)
     announce(shell, run)
     if json:
         from minillm_repl.render.json_lines import print_training_json

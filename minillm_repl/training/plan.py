@@ -248,8 +248,8 @@ class TrainPlan:
     )
     log: str = setting(
         "off",
-        one_of("off", "csv"),
-        "write the losses of each step into a table beside the checkpoint: csv",
+        one_of("off", "csv", "tensorboard", "trackio"),
+        "write the losses of each step beside the checkpoint: csv, tensorboard or trackio",
         metavar="KIND",
     )
     save_steps: int = setting(

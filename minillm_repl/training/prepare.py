@@ -26,6 +26,7 @@ from minillm_repl.training.defaults import (
     resolve_memory,
     resolve_steps,
 )
+from minillm_repl.training.log import check_log
 from minillm_repl.training.machine import Distributed, check_compiles, tune
 from minillm_repl.training.plan import TrainPlan
 from minillm_repl.training.run import RunContext, TrainingRun
@@ -61,6 +62,7 @@ def start_run(
     setting means nothing here.
     """
     check_applies(plan, is_new=start is None)
+    check_log(plan.log)
     with rank_zero_first(context.distributed):
         corpora = open_corpora(find_corpus(corpus, start), plan, context.interrupted)
         text = tokenise_corpora(corpora, start, plan, context, chat)

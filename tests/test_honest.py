@@ -14,6 +14,7 @@ from minillm_repl.generate import Finished, GenerationConfig, Prefill, never_int
 from minillm_repl.generate.generate import generate
 from minillm_repl.generate.sampling import make_rng
 from minillm_repl.language import set_language
+from minillm_repl.repl.answering import respond
 from minillm_repl.repl.workspace import Workspace, Writable
 from minillm_repl.tokenizer import CharacterTokenizer, Token
 from minillm_repl.views.ablate import HeadEffect, ScanView
@@ -103,7 +104,7 @@ def test_prompt_seconds_of_a_prompt_that_was_stopped_are_those_until_then(decode
 def test_the_repl_measures_the_prompt_as_json_does(shell, decoder, text):
     model, session = shell.require_model(), shell.session
     session.conversation.start_turn(shell.encode(model, text), session.settings)
-    assert shell.respond(model).prompt_seconds == len(text)
+    assert respond(shell, model).prompt_seconds == len(text)
     decoder.trim(0)
     session.conversation.undo()
     session.conversation.start_turn(shell.encode(model, text), session.settings)

@@ -21,8 +21,9 @@ from minillm_repl.language import _, set_language
 from minillm_repl.render.export import _FONTS
 from minillm_repl.render.generation import step_table
 from minillm_repl.render.plot import loss_plot
-from minillm_repl.repl.editing import LineCompleter
+from minillm_repl.repl.completion import LineCompleter
 from minillm_repl.repl.registry import GROUPS, discover
+from minillm_repl.repl.session import Session
 from minillm_repl.repl.settings import Settings
 from minillm_repl.settings import change, specs
 from tests.messages import PACKAGE, PO, extracted, read
@@ -285,7 +286,7 @@ def test_the_locale_chooses_unless_something_else_does(tmp_path, environment, sp
 
 
 def completions(text):
-    completer = LineCompleter(discover(commands, views), list)
+    completer = LineCompleter(discover(commands, views), Session())
     return [each.text for each in completer.get_completions(Document(text), CompleteEvent())]
 
 

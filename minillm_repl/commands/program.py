@@ -22,9 +22,11 @@ from minillm_repl.storage.paths import user_path
 _MAX_USAGE_BESIDE = 40
 
 _KEYS = N_(
-    'Enter sends · Alt-Enter or Ctrl-J starts a new line · """ begins and ends a block\n'
-    "↑ ↓ history · Ctrl-R searches it · Tab completes · Ctrl-X Ctrl-E opens an editor\n"
-    "Ctrl-C clears the line, or stops the model and keeps its text · Ctrl-D quits\n"
+    'Enter sends · \\ Enter, Alt-Enter or Ctrl-J starts a new line · """ begins and ends a block\n'
+    "↑ ↓ history, of lines that begin as yours · → takes the grey rest · Ctrl-R searches\n"
+    "Tab completes, by any letters of a name · Ctrl-X Ctrl-E opens an editor\n"
+    "Ctrl-C clears the line · Esc or Ctrl-C stops the model and keeps its text\n"
+    "Ctrl-Z suspends · Ctrl-D, exit or quit leaves\n"
     "A line without a leading colon is a prompt; :: at the start sends one colon.\n"
     "`:help NAME` explains a command and its numbers.\n"
     "All numbers are float32, computed from the stored weights. `transformers` in\n"

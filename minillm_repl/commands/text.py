@@ -3,6 +3,7 @@
 from minillm_repl.errors import UserError
 from minillm_repl.language import _, _n
 from minillm_repl.render.tables import positions_flow, tokens_flow, tokens_line
+from minillm_repl.repl.answering import respond
 from minillm_repl.repl.arguments import Arguments, TextArgument
 from minillm_repl.repl.conversation import is_chatting
 from minillm_repl.repl.forms import Forms
@@ -85,7 +86,7 @@ def continue_(shell: Shell, asked: Arguments) -> None:
     fresh = not shell.session.conversation.ids  # some models can begin with their start token alone
     more = shell.encode(model, asked.text, start=fresh) if asked.text or fresh else []
     shell.session.conversation.continue_text(more, asked.text, shell.session.settings)
-    shell.respond(model)
+    respond(shell, model)
 
 
 @command("regen", aliases=("r", "retry", "다시"), group="Talk")
@@ -97,7 +98,7 @@ def regen(shell: Shell, _asked: Arguments) -> None:
     """
     model = shell.require_model()
     shell.session.conversation.retry_turn(shell.session.settings)
-    shell.respond(model)
+    respond(shell, model)
     if shell.session.settings.temp == 0:
         shell.screen.note(_("at temp 0 every try gives the same text"))
 
@@ -172,7 +173,7 @@ def step(shell: Shell, asked: Arguments) -> None:
         if not decoder.new_ids and not asked.text.strip():
             session.conversation.undo()  # nothing was done
     if run_on:
-        shell.respond(model)
+        respond(shell, model)
         return
     shell.show_text(model)
     shell.screen.note(

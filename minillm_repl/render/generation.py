@@ -203,12 +203,14 @@ def exact_percent(probability: float) -> str:
     return f"{100 * probability:.2g}%" if is_small else percent(probability)
 
 
-def generation_summary(finished: Finished, seed: int) -> str:
-    """Return the line of figures after a generation."""
+def generation_summary(finished: Finished, seed: int, *, by_escape: bool = False) -> str:
+    """Return the line of figures after a generation; `by_escape`: Esc stopped it, not Ctrl-C."""
     facts = [_n("{n} token", "{n} tokens", finished.tokens)]
     if finished.tokens and finished.seconds:
         facts.append(_("{speed:,.0f} tokens/s", speed=finished.tokens / finished.seconds))
     reason = _(_REASONS[finished.reason])
+    if by_escape and finished.reason == "interrupt":
+        reason = _("stopped by Esc")
     facts.append(f"{reason}: {finished.detail}" if finished.detail else reason)
     return " · ".join([*facts, _("seed {seed}", seed=seed)])
 

@@ -1,4 +1,4 @@
-"""The line that is typed: its history, its completions, and its characters.
+"""The line that is typed: its history and its characters.
 
 A character may have several code points: it is shown whole, and keys move over it. Wide letters
 take their place in a row.
@@ -7,18 +7,11 @@ take their place in a row.
 import os
 import stat
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from prompt_toolkit.completion import (
-    CompleteEvent,
-    Completer,
-    Completion,
-    PathCompleter,
-    WordCompleter,
-)
-from prompt_toolkit.document import Document
+from prompt_toolkit.buffer import Buffer
 from prompt_toolkit.formatted_text import (
     StyleAndTextTuples,
     fragment_list_to_text,
@@ -32,11 +25,7 @@ from prompt_toolkit.layout.processors import Processor, Transformation, Transfor
 from prompt_toolkit.layout.utils import explode_text_fragments
 from prompt_toolkit.utils import get_cwidth
 
-from minillm_repl.language import _
-from minillm_repl.repl.registry import Command, Registry, normalise_name
-from minillm_repl.safetext import graphemes, safe, safe_line, strip_joiners
-from minillm_repl.storage.paths import SUFFIX
-from minillm_repl.storage.stores import GGUF_SUFFIX
+from minillm_repl.safetext import graphemes, safe, strip_joiners
 
 
 def open_history(path: Path | None, is_private: Callable[[str], bool]) -> History:
@@ -100,66 +89,6 @@ class SafeFileHistory(FileHistory):
             super().store_string(safe(string))
 
 
-class LineCompleter(Completer):
-    """Completes commands after a colon, and what each command takes."""
-
-    def __init__(self, registry: Registry, list_models: Callable[[], Iterable[str]]) -> None:
-        self._registry, self._models = registry, list_models
-        self._paths = PathCompleter(expanduser=True)
-
-    def get_completions(
-        self, document: Document, complete_event: CompleteEvent
-    ) -> Iterable[Completion]:
-        """Yield completions for the text before the cursor; none for a prompt."""
-        text = document.text_before_cursor
-        if not text.startswith(":") or "\n" in text:
-            return  # a prompt: what comes next is the model's to say
-        name, space, argument = text[1:].partition(" ")
-        if not space:
-            for spelling, each in self._names(name):
-                if spelling.startswith(normalise_name(name)):
-                    yield Completion(
-                        spelling, -len(name), display=":" + spelling, display_meta=_(each.summary)
-                    )
-            return
-        if self._registry.has(name):
-            yield from self._arguments(self._registry.get(name), argument, complete_event)
-
-    def _names(self, typed: str) -> Iterator[tuple[str, Command]]:
-        """Yield the spellings of all commands; the Korean ones only once something is typed."""
-        for each in self._registry:
-            yield from (
-                (spelling, each) for spelling in (each.name, *(each.korean_names if typed else ()))
-            )
-
-    def _arguments(
-        self, command: Command, argument: str, event: CompleteEvent
-    ) -> Iterable[Completion]:
-        words, completion = list(command.words), command.forms.completion
-        match completion:
-            case "command":
-                words += [spelling for spelling, _each in self._names(argument)]
-            case "checkpoint":
-                words += self._models()
-        # Words complete the last word; a file name may have spaces, so it is all that follows.
-        last = Document(argument.rpartition(" ")[2])
-        yield from WordCompleter(sorted(words), WORD=True).get_completions(last, event)
-        if completion in ("file", "checkpoint"):
-            yield from self._files(Document(argument), event, completion == "checkpoint")
-
-    def _files(
-        self, document: Document, event: CompleteEvent, checkpoints: bool
-    ) -> Iterable[Completion]:
-        for completion in self._paths.get_completions(document, event):
-            name = completion.display_text
-            if not checkpoints or name.endswith(("/", SUFFIX, GGUF_SUFFIX)):
-                yield Completion(
-                    completion.text,
-                    completion.start_position,
-                    display=strip_joiners(safe_line(name)),
-                )
-
-
 class SafeClusterProcessor(Processor):
     """Shows `�` for what could steer a terminal and prompt_toolkit lets through, as in file names.
 
@@ -210,7 +139,10 @@ def cluster_key_bindings() -> KeyBindings:
         )
     for name in ("right", "c-f"):
         keys.add(name)(
-            lambda event: event.current_buffer.cursor_right(event.arg * length_after(event))
+            lambda event: (
+                _take_suggestion(event.current_buffer)
+                or event.current_buffer.cursor_right(event.arg * length_after(event))
+            )
         )
     keys.add("backspace")(
         lambda event: _delete_clusters(
@@ -221,6 +153,15 @@ def cluster_key_bindings() -> KeyBindings:
         lambda event: _delete_clusters(event, length_after(event), event.current_buffer.delete)
     )
     return keys
+
+
+def _take_suggestion(buffer: Buffer) -> bool:
+    """Type the rest of the line that is suggested in grey; tell whether there is one."""
+    if buffer.suggestion is None or not buffer.document.is_cursor_at_the_end:
+        return False
+    text = buffer.suggestion.text
+    buffer.insert_text(text)
+    return bool(text)
 
 
 def _delete_clusters(event: KeyPressEvent, count: int, delete: Callable[[int], str]) -> None:

@@ -1,7 +1,6 @@
 """The forms that a command's arguments may take: usage, completion, parsing."""
 
 import re
-from collections.abc import Iterator
 
 from minillm_repl.errors import UsageError
 from minillm_repl.language import _
@@ -54,25 +53,25 @@ class Forms:
     def completions(self) -> tuple[str, ...]:
         """The words and names of options that the prompt line completes."""
         words = list[str]()
-        for part in self._parts():
+        for part in self.parts:
             words += (part,) if isinstance(part, str) else part.completions
         return tuple(dict.fromkeys(words))
 
     @property
     def completion(self) -> Completion:
         """What else the prompt line completes, such as files."""
-        kinds = (part.completion for part in self._parts() if isinstance(part, Words))
+        kinds = (part.completion for part in self.parts if isinstance(part, Words))
         return next((kind for kind in kinds if kind != "nothing"), "nothing")
 
     @property
     def verbatim(self) -> bool:
         """Whether spaces around a text belong to it."""
-        return any(isinstance(part, TextArgument) and part.verbatim for part in self._parts())
+        return any(isinstance(part, TextArgument) and part.verbatim for part in self.parts)
 
     @property
     def takes_text(self) -> bool:
         """Whether a text for the model may be among the arguments."""
-        return any(isinstance(part, (TextArgument, TextPair)) for part in self._parts())
+        return any(isinstance(part, (TextArgument, TextPair)) for part in self.parts)
 
     def parse(self, text: str, *, json: bool = False) -> Arguments:
         """Read what follows a command, with `json` also where its numbers go.
@@ -89,7 +88,7 @@ class Forms:
             self._check_bare_options(text)
         # Values of the other forms are there too, at their defaults: a command asks for any.
         values: Values = {"keyword": ""}
-        for part in self._parts():
+        for part in self.parts:
             values |= {} if isinstance(part, str) else part.defaults
         # The form whose keyword was typed comes first; its error is the one to tell.
         errors = list[UsageError]()
@@ -100,13 +99,14 @@ class Forms:
                 errors.append(error)
         raise errors[0]
 
-    def _parts(self) -> Iterator[Argument | str]:
-        for form in self.forms:
-            yield from form
+    @property
+    def parts(self) -> tuple[Argument | str, ...]:
+        """The arguments and keywords of all forms."""
+        return tuple(part for form in self.forms for part in form)
 
     def _check_bare_options(self, text: str) -> None:
         """Raise UsageError for `strength 4`, which was meant as `strength=4`."""
-        names = [part.name for part in self._parts() if isinstance(part, Option) and part.is_number]
+        names = [part.name for part in self.parts if isinstance(part, Option) and part.is_number]
         bare = re.search(rf"(?:^|\s)({'|'.join(names)})\s+[-+.\d]+(?=\s|$)", mask_quoted(text))
         if names and bare:
             raise UsageError(

@@ -9,13 +9,16 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from time import monotonic
 
 from prompt_toolkit.application import create_app_session, get_app_or_none, run_in_terminal
 from prompt_toolkit.formatted_text import ANSI
-from prompt_toolkit.input import create_input
+from prompt_toolkit.input import Input, create_input
 from prompt_toolkit.input.ansi_escape_sequences import ANSI_SEQUENCES
+from prompt_toolkit.input.typeahead import get_typeahead, store_typeahead
 from prompt_toolkit.input.vt100_parser import Vt100Parser
 from prompt_toolkit.key_binding import KeyPressEvent
+from prompt_toolkit.keys import Keys
 from prompt_toolkit.output import ColorDepth, Output, create_output
 from rich.console import Console, RenderableType
 
@@ -32,6 +35,7 @@ _INCOMPLETE_SEQUENCE = re.compile(r"\x1b(?:\[\[?[0-?]*[ -/]*|O|[]P_][^\x07\x1b]*
 _KEYPAD = {"\x1bOM": "\r", **{f"\x1bO{chr(64 + ord(key))}": key for key in "*+,-./0123456789="}}
 _SHIFT, _ALT, _CTRL = 1, 2, 4
 _KEY_RELEASE = 3
+_ESCAPE_WAIT = 0.05  # seconds in which the rest of a sequence comes, if it is one
 # Enter, Tab, Escape and Backspace: what they mean with others, if not what they mean alone.
 _EDITING_KEYS = {
     13: {_SHIFT: "\n", _ALT: "\n", _SHIFT | _ALT: "\n"},
@@ -61,6 +65,11 @@ class KeyParser(Vt100Parser):
         super().feed(
             _SEQUENCE.sub(_legacy, keys[: len(keys) - len(self._incomplete)]) + paste + pasted
         )
+
+    @property
+    def holds_escape(self) -> bool:
+        """Whether Escape has come, alone or as the beginning of a sequence."""
+        return self._incomplete == "\x1b"
 
     def flush(self) -> None:
         """Take what was held back as it is: nothing more comes, so it was Escape."""
@@ -160,6 +169,33 @@ def keyboard() -> Iterator[BracketedPaste]:
             yield pasting
         finally:
             pasting.disable()
+
+
+class EscapeWatch:
+    """Finds Esc among the keys that are typed while the model writes; the others wait for the next
+    prompt line. Call it to ask whether Esc was pressed since it was asked last.
+    """
+
+    def __init__(self, keys: Input) -> None:
+        self._keys = keys
+        self._seen_at = 0.0  # seconds; 0: no Escape has come
+
+    def __call__(self) -> bool:
+        """Tell whether Esc was pressed. Alt and the arrows begin so too, but do not end so."""
+        pressed, parser = self._keys.read_keys(), getattr(self._keys, "vt100_parser", None)
+        is_escape = False
+        if not isinstance(parser, KeyParser):  # Windows, where keys are no sequences
+            is_escape = any(each.key == Keys.Escape for each in pressed)
+        elif not parser.holds_escape:
+            self._seen_at = 0.0
+        elif not self._seen_at:
+            self._seen_at = monotonic()
+        elif monotonic() - self._seen_at > _ESCAPE_WAIT:
+            self._keys.flush_keys()
+            self._seen_at, is_escape = 0.0, True
+        if pressed:
+            store_typeahead(self._keys, [*get_typeahead(self._keys), *pressed])
+        return is_escape
 
 
 def suspend(_event: KeyPressEvent) -> None:

@@ -13,6 +13,7 @@ from typing import Protocol, TextIO
 from minillm_repl.environment import Environment, OutputLost, read_text
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
+from minillm_repl.repl.answering import note_unseen, respond
 from minillm_repl.repl.care import help_for, tell_help
 from minillm_repl.repl.conversation import is_chatting
 from minillm_repl.repl.settings import DEFAULT_VERBOSE_ROWS
@@ -195,9 +196,9 @@ def run_one_shot(shell: Shell, text: str, *, echo: bool, json: bool) -> None:
             session.conversation.generate(model, session.settings, shell.interrupted, top),
             shell.screen.out.file,
         )
-        shell.note_unseen(model)
+        note_unseen(shell, model)
     else:
-        finished = shell.respond(model, echo=echo)
+        finished = respond(shell, model, echo=echo)
     if finished.reason == "interrupt":
         raise KeyboardInterrupt
 

@@ -5,8 +5,16 @@ from functools import partial
 from pathlib import Path
 
 from prompt_toolkit import PromptSession
-from prompt_toolkit.application import get_app, run_in_terminal
-from prompt_toolkit.filters import Condition, completion_is_selected, is_searching
+from prompt_toolkit.application import get_app, get_app_session, run_in_terminal
+from prompt_toolkit.auto_suggest import AutoSuggestFromHistory
+from prompt_toolkit.buffer import Buffer
+from prompt_toolkit.filters import (
+    Condition,
+    completion_is_selected,
+    has_completions,
+    is_searching,
+    to_filter,
+)
 from prompt_toolkit.formatted_text import FormattedText
 from prompt_toolkit.history import History
 from prompt_toolkit.input.typeahead import get_typeahead, store_typeahead
@@ -18,15 +26,15 @@ from prompt_toolkit.utils import get_cwidth
 
 from minillm_repl.language import _
 from minillm_repl.repl.care import is_crisis
+from minillm_repl.repl.completion import LineCompleter
 from minillm_repl.repl.editing import (
-    LineCompleter,
     SafeClusterProcessor,
     cluster_key_bindings,
     open_history,
     use_drawn_heights,
 )
 from minillm_repl.repl.job_control import typeahead
-from minillm_repl.repl.keyboard import color_depth, keyboard, suspend
+from minillm_repl.repl.keyboard import EscapeWatch, color_depth, keyboard, suspend
 from minillm_repl.repl.loop import (
     CONTINUATION_PROMPT,
     is_multiline_open,
@@ -41,7 +49,12 @@ from minillm_repl.storage.paths import checkpoint_title
 
 _EXAMPLES = ("날씨", "Once upon a time")  # of what to type; the first that the model knows is shown
 _STYLE = Style.from_dict(
-    {"placeholder": "dim", "bottom-toolbar": "noreverse dim", "prompt": "bold"}
+    {
+        "placeholder": "dim",
+        "auto-suggestion": "fg:default dim",
+        "bottom-toolbar": "noreverse dim",
+        "prompt": "bold",
+    }
 )
 
 
@@ -56,6 +69,7 @@ def run_interactive(shell: Shell, history: Path | None) -> int:
         # What the program answers in a model's place is nobody else's to read.
         kept = open_history(history, partial(is_crisis, shell))
         prompt = PromptReader(shell, kept, lambda: screen.note(_("Ctrl-D or :quit quits")))
+        shell.escape_pressed = EscapeWatch(get_app_session().input)
         return run_loop(shell, prompt, prompt.redraw, set_typeahead)
 
 
@@ -68,10 +82,14 @@ def key_bindings(show_exit_hint: Callable[[], None]) -> KeyBindings:
     # A completion that is selected is taken by Enter, not sent.
     @keys.add("enter", filter=~completion_is_selected & ~is_searching)
     def _send(event: KeyPressEvent) -> None:
-        if is_multiline_open(event.current_buffer.text):
-            event.current_buffer.newline(copy_margin=False)
+        buffer = event.current_buffer
+        if _ends_with_backslash(buffer):
+            buffer.delete_before_cursor()
+            buffer.newline(copy_margin=False)
+        elif is_multiline_open(buffer.text):
+            buffer.newline(copy_margin=False)
         else:
-            event.current_buffer.validate_and_handle()
+            buffer.validate_and_handle()
 
     @keys.add("enter", filter=completion_is_selected & ~is_searching)
     def _take(event: KeyPressEvent) -> None:
@@ -82,6 +100,12 @@ def key_bindings(show_exit_hint: Callable[[], None]) -> KeyBindings:
     @keys.add("c-j")
     def _newline(event: KeyPressEvent) -> None:
         event.current_buffer.newline(copy_margin=False)
+
+    # The menu opens by itself below the line: ↓ goes into it, ↑ stays with the history.
+    @keys.add("up", filter=has_completions & ~completion_is_selected)
+    def _earlier(event: KeyPressEvent) -> None:
+        event.current_buffer.cancel_completion()
+        event.current_buffer.auto_up(count=event.arg)
 
     keys.add("c-z")(suspend)
 
@@ -102,6 +126,16 @@ def key_bindings(show_exit_hint: Callable[[], None]) -> KeyBindings:
     return keys
 
 
+def _ends_with_backslash(buffer: Buffer) -> bool:
+    """Tell whether Enter follows a backslash at the end of the text; of two, they are text."""
+    text = buffer.text
+    return buffer.document.is_cursor_at_the_end and (len(text) - len(text.rstrip("\\"))) % 2 == 1
+
+
+def _opens_menu() -> bool:
+    return get_app().current_buffer.text.startswith((":", "/"))
+
+
 class PromptReader:
     """Reads lines at a terminal."""
 
@@ -112,10 +146,9 @@ class PromptReader:
             multiline=True,
             prompt_continuation=lambda _width, _line, wraps: "" if wraps else CONTINUATION_PROMPT,
             history=history,
-            complete_while_typing=Condition(lambda: get_app().current_buffer.text.startswith(":")),
-            completer=LineCompleter(
-                shell.registry, lambda: [name for name, _path in shell.session.workspace.models()]
-            ),
+            complete_while_typing=Condition(_opens_menu),
+            completer=LineCompleter(shell.registry, shell.session),
+            auto_suggest=AutoSuggestFromHistory(),
             key_bindings=merge_key_bindings([cluster_key_bindings(), key_bindings(show_exit_hint)]),
             bottom_toolbar=self._toolbar,
             placeholder=self._placeholder,
@@ -128,6 +161,9 @@ class PromptReader:
             reserve_space_for_menu=6,  # rows; 8 is usual, and leaves a small terminal little text
         )
         use_drawn_heights(self._prompt.layout)
+        # ↑ goes to lines that begin as what is typed. PromptSession's own option for it would turn
+        # the menu off.
+        self._prompt.default_buffer.enable_history_search = to_filter(True)
         # A model that was loaded meanwhile becomes the open one before it is named.
         self._prompt.app.before_render += lambda _app: shell.session.workspace.finish_loading()
 

@@ -1,12 +1,10 @@
 """What a command works with, and what a line does: run a command, or prompt the model."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import wait
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich.console import RenderableType
 from rich.text import Text
@@ -14,22 +12,19 @@ from rich.text import Text
 from minillm_repl.environment import leave_missing_folder
 from minillm_repl.errors import UsageError, UserError
 from minillm_repl.language import _
-from minillm_repl.render.console import MODEL, Screen
+from minillm_repl.render.console import Screen
+from minillm_repl.repl.answering import respond
 from minillm_repl.repl.care import offer_help, offer_help_for_command
 from minillm_repl.repl.conversation import is_chatting, reserved_answer_tokens, unknown_text_warning
 from minillm_repl.repl.model_loading import LoadedModel, ModelFuture
 from minillm_repl.repl.registry import Command, Registry
 from minillm_repl.repl.session import LineHandler, Session
-from minillm_repl.repl.settings import samplers_heading
 from minillm_repl.repl.signals import InterruptCounter
 from minillm_repl.safetext import safe, safe_line
 from minillm_repl.storage.paths import checkpoint_title, exists
-from minillm_repl.tokenizer import decode
-
-if TYPE_CHECKING:
-    from minillm_repl.generate import Finished, GenerationEvent
 
 PROMPT = ">>> "
+EXIT_WORDS = ("exit", "quit")  # as in Python, without a colon
 
 
 class ExitRequested(Exception):  # noqa: N818 - a wish, not an error
@@ -44,6 +39,7 @@ class Shell:
     screen: Screen
     registry: Registry
     interrupted: InterruptCounter = field(default_factory=partial(InterruptCounter, 0))
+    escape_pressed: Callable[[], bool] = bool  # whether Esc was pressed since it was asked last
     progress: object = None  # of the learner: lessons keep it here, and no one else reads it
     line_handler: LineHandler | None = None  # the open lesson, which gets each line first
     lesson_start_count: int = 0  # how much had been printed then
@@ -57,6 +53,8 @@ class Shell:
             self.session.workspace.finish_loading()  # what was loaded while the line was typed
         if self.line_handler is not None:
             self.line_handler.handle_line(line)
+        elif self.screen.interactive and line.rstrip() in EXIT_WORDS:
+            raise ExitRequested
         else:
             self.run_line(line)
 
@@ -209,7 +207,7 @@ class Shell:
         if chats:
             self.echo(text, "\n")
             self._note_dropped_turns(model, self.start_chat_turn(model, text))
-        self.respond(model, "" if chats else PROMPT)
+        respond(self, model, "" if chats else PROMPT)
 
     def _note_dropped_turns(self, model: LoadedModel, turns: int) -> None:
         if turns:
@@ -218,74 +216,6 @@ class Shell:
             context = model.decoder.context_length
             free = reserved_answer_tokens(context, self.session.settings)
             self.screen.note(dropped_turns_note(turns, free, context))
-
-    def respond(self, model: LoadedModel, prefix: str = "", *, echo: bool = True) -> "Finished":
-        """Let the model continue the session's text; draw what it was given and what it adds."""
-        from minillm_repl.render.generation import draw_steps, draw_text, generation_summary
-
-        session, screen, tokenizer = self.session, self.screen, model.checkpoint.tokenizer
-        verbose, turn = session.settings.verbose, session.conversation.turns[-1]
-        prompt_text = (
-            session.conversation.answer(tokenizer)
-            if turn.prompt_messages
-            else decode(tokenizer, session.conversation.ids)
-        )
-        try:
-            events = self._start_generation(model, verbose)
-        except UserError:
-            self.echo(prompt_text if echo else "", "\n", prefix)
-            raise
-        if verbose:
-            if screen.interactive and prompt_text:
-                self.echo(prompt_text, "\n", prefix)
-            finished = draw_steps(events, screen, prompt_text, samplers_heading(session.settings))
-            screen.out.print(
-                Text.assemble(safe(prompt_text), (safe(finished.text), MODEL)), soft_wrap=True
-            )
-        else:
-            if echo:
-                self.echo(prompt_text, "", prefix)
-            try:
-                finished = draw_text(events, screen)
-            finally:
-                screen.out.print()  # whatever happened, the next thing has a line of its own
-        screen.note(generation_summary(finished, session.conversation.seed))
-        self.note_unseen(model)
-        return finished
-
-    def note_unseen(self, model: LoadedModel) -> None:
-        """Say that the text exceeds the context, if the present turn made it so."""
-        conversation = self.session.conversation
-        turn, context = conversation.turns[-1], model.decoder.context_length
-        if turn.prompt_messages or len(conversation.ids) <= context:
-            return
-        is_continued = turn.prompt_ids[: len(turn.ids_before)] == turn.ids_before
-        if is_continued and len(turn.ids_before) > context:
-            return  # the turn before has said so
-        from minillm_repl.render.generation import outgrown_context_note
-
-        window = model.visible_window(conversation.ids)
-        self.screen.note(outgrown_context_note(len(conversation.ids), window))
-
-    def _start_generation(self, model: LoadedModel, top: int) -> "Iterator[GenerationEvent]":
-        """Return the events from the first token on; until then, the screen shows how much of a
-        long prompt is read.
-
-        Raises UserError if the logits are not finite.
-        """
-        from minillm_repl.generate import Prefill
-
-        conversation, settings = self.session.conversation, self.session.settings
-        events = conversation.generate(model, settings, self.interrupted, top)
-        # Errors come before anything is drawn: the first event is taken here.
-        event = next(events)
-        if isinstance(event, Prefill):
-            with self.screen.waiting(_("reading")) as update:
-                while isinstance(event, Prefill):
-                    done, total = event.done, event.total
-                    update(_("read {done:,} of {of:,} tokens", done=done, of=total))
-                    event = next(events)
-        return chain([event], events)
 
     def show_text(self, model: LoadedModel) -> None:
         """Show the text so far; in a chat, the last message."""

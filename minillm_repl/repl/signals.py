@@ -22,8 +22,15 @@ _EXIT_PRESSES = 3  # presses of Ctrl-C during one action that end the program
 class InterruptCounter:
     """Counts how often Ctrl-C was pressed during one action. Call it to ask whether it was."""
 
+    is_escape = False  # whether the first was Esc, which stops an answer as Ctrl-C does
+
     def __init__(self, count: int) -> None:
         self.count = count
+
+    def press_escape(self) -> None:
+        """Count Esc."""
+        self.is_escape = not self.count
+        self.count += 1
 
     def __call__(self) -> bool:
         """Tell whether it was pressed."""

@@ -1,0 +1,98 @@
+"""The model writes: what it was given and what it adds, on the screen, until it is stopped."""
+
+from collections.abc import Iterator
+from itertools import chain
+from typing import TYPE_CHECKING
+
+from rich.text import Text
+
+from minillm_repl.errors import UserError
+from minillm_repl.language import _
+from minillm_repl.render.console import MODEL
+from minillm_repl.repl.model_loading import LoadedModel
+from minillm_repl.repl.settings import samplers_heading
+from minillm_repl.safetext import safe
+from minillm_repl.tokenizer import decode
+
+if TYPE_CHECKING:
+    from minillm_repl.generate import Finished, GenerationEvent
+    from minillm_repl.repl.shell import Shell
+
+
+def respond(
+    shell: "Shell", model: LoadedModel, prefix: str = "", *, echo: bool = True
+) -> "Finished":
+    """Let the model continue the session's text; draw what it was given and what it adds."""
+    from minillm_repl.render.generation import draw_steps, draw_text, generation_summary
+
+    session, screen, tokenizer = shell.session, shell.screen, model.checkpoint.tokenizer
+    verbose, turn = session.settings.verbose, session.conversation.turns[-1]
+    prompt_text = (
+        session.conversation.answer(tokenizer)
+        if turn.prompt_messages
+        else decode(tokenizer, session.conversation.ids)
+    )
+    try:
+        events = _start_generation(shell, model, verbose)
+    except UserError:
+        shell.echo(prompt_text if echo else "", "\n", prefix)
+        raise
+    if verbose:
+        if screen.interactive and prompt_text:
+            shell.echo(prompt_text, "\n", prefix)
+        finished = draw_steps(events, screen, prompt_text, samplers_heading(session.settings))
+        screen.out.print(
+            Text.assemble(safe(prompt_text), (safe(finished.text), MODEL)), soft_wrap=True
+        )
+    else:
+        if echo:
+            shell.echo(prompt_text, "", prefix)
+        try:
+            finished = draw_text(events, screen)
+        finally:
+            screen.out.print()  # whatever happened, the next thing has a line of its own
+    by_escape = shell.interrupted.is_escape
+    screen.note(generation_summary(finished, session.conversation.seed, by_escape=by_escape))
+    note_unseen(shell, model)
+    return finished
+
+
+def note_unseen(shell: "Shell", model: LoadedModel) -> None:
+    """Say that the text exceeds the context, if the present turn made it so."""
+    conversation = shell.session.conversation
+    turn, context = conversation.turns[-1], model.decoder.context_length
+    if turn.prompt_messages or len(conversation.ids) <= context:
+        return
+    is_continued = turn.prompt_ids[: len(turn.ids_before)] == turn.ids_before
+    if is_continued and len(turn.ids_before) > context:
+        return  # the turn before has said so
+    from minillm_repl.render.generation import outgrown_context_note
+
+    window = model.visible_window(conversation.ids)
+    shell.screen.note(outgrown_context_note(len(conversation.ids), window))
+
+
+def _start_generation(shell: "Shell", model: LoadedModel, top: int) -> "Iterator[GenerationEvent]":
+    """Return the events from the first token on; until then, the screen shows how much of a long
+    prompt is read.
+
+    Raises UserError if the logits are not finite.
+    """
+    from minillm_repl.generate import Prefill
+
+    def stopped() -> bool:
+        if shell.escape_pressed():
+            shell.interrupted.press_escape()
+        return shell.interrupted()
+
+    conversation, settings = shell.session.conversation, shell.session.settings
+    events = conversation.generate(model, settings, stopped, top)
+    # Errors come before anything is drawn: the first event is taken here.
+    event = next(events)
+    if isinstance(event, Prefill):
+        with shell.screen.waiting(_("reading")) as update:
+            while isinstance(event, Prefill):
+                done, total = event.done, event.total
+                update(_("read {done:,} of {of:,} tokens", done=done, of=total))
+                event = next(events)
+    return chain([event], events)

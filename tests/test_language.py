@@ -98,6 +98,7 @@ DATA = {
     "remote": {"replace", "utf-8", "The quick brown fox jumps over the"},
     "cli": {"minillm-repl: □", "minillm-repl"},
     "repl": {
+        "fg:default dim",  # a style
         *GROUPS,
         specs(Settings)["verbose"].details,
         "noreverse dim",

@@ -52,7 +52,12 @@ def test_the_readme_lists_every_command_as_help_does():
 
 
 def test_every_flag_in_the_documents_exists():
-    for name in ("README.md", "models/README.md", "docs/format.md", "docs/training.md"):
+    for name in (
+        "README.md",
+        "README.ko.md",
+        "models/README.md",
+        *("docs/" + each for each in ("command-line.md", "format.md", "models.md", "training.md")),
+    ):
         text = (ROOT / name).read_text(encoding="utf-8")
         for line in re.findall(r"minillm-repl [^`\n]*", text):
             words = shlex.split(line.partition("#")[0].replace("…", ""))

@@ -23,8 +23,16 @@ MAX_CHOICES = 1_000
 
 def read_file(path: Path, detected: DetectedEncoding) -> Questions | str:
     """Return the questions of a file of JSON lines, or a text. Raises UserError naming the file."""
+    text = read_whole(path, detected)
+    if path.suffix.lower() in _JSON_NAMES or _begins_with_question(text):
+        return parse_questions(text)
+    return text
+
+
+def read_whole(path: Path, detected: DetectedEncoding | None = None) -> str:
+    """Return the text of a file that is small enough. Raises UserError naming the file."""
     parts, size = list[str](), 0
-    for part in read_text_chunks(path, detected):
+    for part in read_text_chunks(path, detected or DetectedEncoding()):
         parts.append(part)
         size += len(part)
         if size > _MAX_CHARACTERS:
@@ -35,8 +43,6 @@ def read_file(path: Path, detected: DetectedEncoding) -> Questions | str:
     text = "".join(parts)
     if not text.strip():
         raise UserError(_("{name} is empty", name=safe_line(str(path))))
-    if path.suffix.lower() in _JSON_NAMES or _begins_with_question(text):
-        return parse_questions(text)
     return text
 
 

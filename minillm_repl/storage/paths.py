@@ -270,6 +270,11 @@ def token_cache_folder() -> Path:
     return user_cache_path("minillm-repl") / "tokens"
 
 
+def lens_path(sha256: str, kind: str) -> Path:
+    """Return where a lens lies that was fitted on the model with these weights."""
+    return user_cache_path("minillm-repl") / "lenses" / f"{sha256}.{kind}{SUFFIX}"
+
+
 @cache
 def _claim_path(folder: Path) -> Path:
     """Return a place in a folder that no other session has; this one has it until it ends."""

@@ -7,47 +7,30 @@ from rich.cells import cell_len
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from minillm_repl.errors import UsageError
 from minillm_repl.language import _
 from minillm_repl.render.console import FIGURES, MODEL, TITLE
 from minillm_repl.render.drawing import bar, component_name, short_label, title
 from minillm_repl.render.generation import percent
 from minillm_repl.render.tables import NARROW, WIDE, plain_table
-from minillm_repl.repl.arguments import Arguments, TextArgument
+from minillm_repl.repl.arguments import Arguments, Choice, Option, TextArgument, Words
 from minillm_repl.repl.forms import Forms
 from minillm_repl.repl.places import PlaceArgument
 from minillm_repl.repl.registry import command
+from minillm_repl.settings import integer
 from minillm_repl.tokenizer import Token
 from minillm_repl.tokenizer.truncation import Truncation
 from minillm_repl.views.base import View, find_place, inspect_place, inspect_text, show
 from minillm_repl.views.inspected_text import (
     InspectedText,
-    Likely,
-    kl_divergence,
     no_grad,
-    place_name,
-    rank,
-    topk,
     topk_ids,
 )
+from minillm_repl.views.lens_maps import KINDS, load
+from minillm_repl.views.lens_row import TOP, LensRow, draw_top, lens_row
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from minillm_repl.repl.shell import Shell
-
-_TOP = 5  # tokens that a row lists
-
-
-@dataclass(frozen=True, kw_only=True)
-class LensRow:
-    """What the model would predict if it stopped at one place of the residual stream."""
-
-    # `embedding`, `0 attention`, `0 feed-forward`; `0 block` where the two work in parallel
-    place: str
-    top: tuple[Likely, ...]
-    prob: float  # of the answer
-    rank: int  # of the answer, 1 = most likely
-    kl: float  # nats, KL(final ‖ here) = Σ final · ln(final / here)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +56,7 @@ class LensView(View, Truncation):
         for row in self.rows:
             style = TITLE if row.place == self.first else ""
             table.add_row(
-                Text(component_name(row.place), style), _draw_top(row.top, top_width),
+                Text(component_name(row.place), style), draw_top(row.top, top_width),
                 percent(row.prob), Text(bar(row.prob, bars), MODEL),
                 f"{row.rank:,}", f"{row.kl:.3f}",
             )  # fmt: skip
@@ -94,20 +77,9 @@ class LensView(View, Truncation):
         return Group(title(_("logit lens"), subtitle), table, Text(conclusion, FIGURES))
 
 
-def _draw_top(top: tuple[Likely, ...], width: int) -> Text:
-    """Return as many of the tokens as fit in `width` cells; the first is always there."""
-    labels = Text()
-    for likely in top:
-        label = short_label(likely.token)
-        if labels and labels.cell_len + 1 + label.cell_len > width:
-            break
-        labels.append(" " if labels else "").append_text(label)
-    return labels
-
-
 @no_grad
 def compute(
-    inspected: InspectedText, position: int = -1, top: int = _TOP, token: int | None = None
+    inspected: InspectedText, position: int = -1, top: int = TOP, token: int | None = None
 ) -> LensView:
     """Return the lens at a position: the last norm and the head, on each residual stream.
 
@@ -123,17 +95,10 @@ def compute(
     final = logits[0].double().log_softmax(-1)  # (vocab,)
     answer = topk_ids(final, 1)[0] if token is None else token
 
-    def read(hook_name: str, residual: "Tensor") -> LensRow:
-        here = inspected.model.unembed(residual[-1]).double().log_softmax(-1)  # (vocab,)
-        return LensRow(
-            place=place_name(inspected, hook_name),
-            top=topk(inspected.tokenizer, here, top),
-            prob=float(here[answer].exp()),
-            rank=rank(here, answer),
-            kl=kl_divergence(final, here),
-        )
-
-    rows = tuple(read(hook_name, residual) for hook_name, residual in cache.items())
+    rows = tuple(
+        lens_row(inspected, hook_name, residual[-1], final, answer, top)
+        for hook_name, residual in cache.items()
+    )
     # The row after the last one whose top token is another.
     first = next((index for index in range(len(rows), 0, -1) if rows[index - 1].rank > 1), 0)
     return LensView(
@@ -146,10 +111,23 @@ def compute(
     )
 
 
+_FITTED = (PlaceArgument(bare=True), TextArgument())
+_FIT = (
+    Choice(*KINDS, name="kind"),
+    Option("texts", integer(2, 100_000), None, "N"),
+    Option("tokens", integer(8, 65_536), 64),
+    Option("steps", integer(1, 1_000_000), 250),
+    Words("file", "[FILE]", completion="file"),
+)
+
+
 @command(
     "lens",
     arguments=Forms(
-        (PlaceArgument(bare=True), TextArgument()), ("grid", PlaceArgument(), TextArgument())
+        (PlaceArgument(bare=True), TextArgument()),
+        ("grid", Choice(*KINDS, name="kind"), PlaceArgument(), TextArgument()),
+        *((kind, *_FITTED) for kind in KINDS),
+        ("fit", *_FIT),
     ),
     json=True,
     aliases=("렌즈",),
@@ -169,15 +147,37 @@ def lens(shell: "Shell", asked: Arguments) -> None:
     `:lens grid` shows the most likely token of each layer at the last positions of the text, or up
     to a place, side by side.
 
+    A fitted lens maps the stream of each layer before it is read. `:lens fit j FILE` fits the
+    Jacobian lens on a text: the mean derivative of the last layer's stream, summed over this and
+    all later positions, by that of each layer (without the first 16 positions, or a quarter of a
+    shorter text, and the last one). `:lens fit tuned FILE` trains the tuned lens: an affine map for
+    each layer, which begins as the identity and learns to predict the model's own output. Without
+    FILE, both are fitted on samples of the model. `:lens j`, `:lens tuned` and `:lens grid j` show
+    them. Beside each stand the logit lens and a control, whose maps differ from the identity by the same numbers in
+    another order: where the control is as good, read nothing from the lens. Held out is measured
+    on other texts of the same file. Ctrl-C ends the fit and keeps what it has.
+
     The place is a position (@3, @-1) or a token (@날, where it was predicted); the default is the
     last position.
     """
-    if asked.keyword == "grid":
-        from minillm_repl.views.lens_grid import compute as compute_grid
+    from minillm_repl.views import lens_fit, lens_fitted, lens_grid
 
+    if asked.keyword == "fit":
+        if not asked.kind:
+            raise UsageError(_("which lens? `:lens fit j FILE` or `:lens fit tuned FILE`"))
+        maps = lens_fit.fit(shell, asked.kind, asked.file, asked.texts, asked.tokens, asked.steps)
+        show(shell, lens_fitted.view_of(maps), asked.output)
+        return
+    kind = asked.keyword if asked.keyword in KINDS else asked.kind
+    if asked.keyword == "grid":
         up_to_place, _token = inspect_place(shell, asked.text, asked.place)
-        show(shell, compute_grid(up_to_place), asked.output)
+        fitted = load(shell.require_model(), kind) if kind else None
+        show(shell, lens_grid.compute(up_to_place, fitted), asked.output)
         return
     inspected = inspect_text(shell, asked.text)
     position, token = find_place(inspected, asked.place)
+    if kind:
+        fitted = load(shell.require_model(), kind)
+        show(shell, lens_fitted.compute(inspected, fitted, position, token), asked.output)
+        return
     show(shell, compute(inspected, position, token=token), asked.output)

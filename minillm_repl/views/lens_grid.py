@@ -1,7 +1,7 @@
 """`:lens grid`: the prediction that each layer would make at each position, in one picture."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from rich.console import Group, RenderableType
 from rich.text import Text
@@ -22,6 +22,7 @@ from minillm_repl.tokenizer import Token
 from minillm_repl.tokenizer.truncation import Truncation
 from minillm_repl.views.base import View
 from minillm_repl.views.inspected_text import InspectedText, Likely, no_grad, place_name
+from minillm_repl.views.lens_maps import Kind, LensMaps, lens_name
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,6 +44,7 @@ class GridRow:
 class GridView(View, Truncation):
     """The logit lens at the last positions of a text. Positions count from 0."""
 
+    kind: Kind | Literal[""]  # of a fitted lens: `j`, `tuned`; empty for the logit lens
     first: int  # the position of the first column
     tokens: tuple[Token, ...]  # those that are read, from there on
     rows: tuple[GridRow, ...]
@@ -71,7 +73,7 @@ class GridView(View, Truncation):
             if columns == total
             else _("the last {n} of {all} positions", n=columns, all=total)
         )
-        return Group(title(_("logit lens"), about), table, Text(legend, FIGURES))
+        return Group(title(lens_name(self.kind), about), table, Text(legend, FIGURES))
 
     def _rows(self, width: int) -> tuple[GridRow, ...]:
         """Return the rows, without some that change no top token where there are too many."""
@@ -97,17 +99,21 @@ class GridView(View, Truncation):
 
 
 @no_grad
-def compute(inspected: InspectedText, last: int = _POSITIONS) -> GridView:
+def compute(
+    inspected: InspectedText, maps: LensMaps | None = None, last: int = _POSITIONS
+) -> GridView:
     """Return the lens after each block at the `last` positions of a text.
 
     Each residual stream goes through the last norm, with statistics of its own, and the head. The
-    last row is the model's own output.
+    last row is the model's own output. A fitted lens maps the stream before that.
     """
+    maps = maps and maps.to(inspected.input_ids.device)
     cache = inspected.run_with_cache("embedding", "residual", last_only=True)[1]  # (time, d_model)
     count = min(last, len(inspected.ids))
 
     def read(hook_name: str, residual: "Tensor") -> GridRow:
-        logits = inspected.model.unembed(residual[-count:]).double()  # (position, vocab)
+        mapped = maps.read(hook_name, residual[-count:]) if maps else residual[-count:]
+        logits = inspected.model.unembed(mapped).double()  # (position, vocab)
         # Of equally likely tokens, the one with the lowest id.
         tokens = logits.argmax(-1).tolist()
         probs = logits.softmax(-1).amax(-1).tolist()
@@ -118,6 +124,7 @@ def compute(inspected: InspectedText, last: int = _POSITIONS) -> GridView:
         return GridRow(place=place_name(inspected, hook_name), top=top)
 
     return GridView(
+        kind=maps.kind if maps else "",
         first=inspected.position_of(len(inspected.ids) - count),
         tokens=inspected.tokens[-count:],
         rows=tuple(read(name, residual) for name, residual in cache.items()),

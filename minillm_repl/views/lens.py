@@ -153,9 +153,9 @@ def lens(shell: "Shell", asked: Arguments) -> None:
     shorter text, and the last one). `:lens fit tuned FILE` trains the tuned lens: an affine map for
     each layer, which begins as the identity and learns to predict the model's own output. Without
     FILE, both are fitted on samples of the model. `:lens j`, `:lens tuned` and `:lens grid j` show
-    them. Beside each stand the logit lens and a control, whose maps differ from the identity by the same numbers in
-    another order: where the control is as good, read nothing from the lens. Held out is measured
-    on other texts of the same file. Ctrl-C ends the fit and keeps what it has.
+    them. Beside each stand the logit lens and a control, whose maps differ from the identity by
+    the same numbers in another order: where the control is as good, read nothing from the lens.
+    Held out is measured on other texts of the same file. Ctrl-C ends the fit and keeps what it has.
 
     The place is a position (@3, @-1) or a token (@날, where it was predicted); the default is the
     last position.

@@ -36,6 +36,7 @@ from minillm_repl.repl.registry import discover, load_plugins
 from minillm_repl.repl.session import Session
 from minillm_repl.repl.settings import Settings, Source
 from minillm_repl.repl.shell import Shell
+from minillm_repl.repl.startup import run_startup
 from minillm_repl.repl.train_request import TrainRequest
 from minillm_repl.repl.workspace import ReadOnly, RecentModels, Workspace, Writable
 from minillm_repl.safetext import safe_line
@@ -118,6 +119,8 @@ def run(start: Start) -> ExitStatus:
             shell,
             screen.out if interactive else make_console(terminal, start.environment.variables),
         )
+    if terminal is not None:
+        run_startup(shell, start.launch.startup_file)
     if start.options.lesson is not None:
         # The lesson asks for the model at once: nothing is won by waiting for the prompt.
         shell.session.workspace.start_loading()

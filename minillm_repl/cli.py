@@ -125,6 +125,10 @@ def _add_start(group: "argparse._ArgumentGroup") -> None:
     group.add_argument(
         "--no-history", dest="history", action="store_const", const="off", help=no_lines
     )
+    no_startup = _("do not run the lines of the start-up file")
+    group.add_argument(
+        "--no-startup", dest="startup", action="store_const", const="off", help=no_startup
+    )
     served = _("answer programs over HTTP, as OpenAI's API does (docs/server.md), until Ctrl-C")
     where = "127.0.0.1:8321"
     group.add_argument("--serve", metavar="HOST:PORT", nargs="?", const=where, help=served)

@@ -122,6 +122,13 @@ class Launch:
         metavar="FILE",
     )
 
+    startup: str = setting(
+        "on",
+        str,
+        "file of lines to run at the start: a FILE, `on` for the default path, `off` for none",
+        metavar="FILE",
+    )
+
     def loader(self, variables: Mapping[str, str]) -> ModelLoader:
         """Return what opens checkpoints as these settings say; `variables` have a server's key."""
         return ModelLoader(
@@ -146,6 +153,15 @@ class Launch:
         if self.history == "on":
             return user_state_path(_APP) / "history"
         return user_path(self.history)
+
+    @property
+    def startup_file(self) -> Path | None:
+        """The file of lines that are run at the start, which need not exist; None for none."""
+        if self.startup in ("", "off"):
+            return None
+        return (
+            user_config_path(_APP) / "startup" if self.startup == "on" else user_path(self.startup)
+        )
 
     @property
     def recent_file(self) -> Path | None:

@@ -4,12 +4,19 @@ import pytest
 
 pytest.importorskip("termios")
 
+from prompt_toolkit.application import create_app_session
 from prompt_toolkit.completion import CompleteEvent
 from prompt_toolkit.document import Document
+from prompt_toolkit.formatted_text import fragment_list_to_text
+from prompt_toolkit.input import create_pipe_input
+from prompt_toolkit.output import DummyOutput
+from rich.console import Console
+from rich.text import Text
 
 from minillm_repl import commands, views
 from minillm_repl.repl.completion import LineCompleter, fuzzy
 from minillm_repl.repl.model_loading import ModelLoader
+from minillm_repl.repl.pager import Pager
 from minillm_repl.repl.registry import discover
 from minillm_repl.repl.session import Session
 from minillm_repl.repl.workspace import Workspace
@@ -113,3 +120,42 @@ def test_tab_knows_names_layers_heads_places_and_tokens(completions, typed, offe
     found = [each for each in completions(typed) if not each.startswith("--")]
     assert found[: len(offered)] == offered
     assert bool(found) == bool(offered)
+
+
+def test_an_answer_breaks_between_words_on_the_screen_and_is_whole_in_a_file(visit, tmp_path):
+    terminal = visit("--ckpt", "story", "--temp", "0", "--max-tokens", "200", columns=50)
+    terminal.wait_for_prompt()
+    shown = terminal.do("Once upon a time").partition("tokens")[0].splitlines()[:-1]
+    terminal.do(":export all.txt session")
+    saved = (tmp_path / "all.txt").read_text(encoding="utf-8")
+    assert len(shown) > 5
+    assert max(map(len, shown)) < 50
+    assert "".join("".join(shown).split()) in "".join(saved.split())
+
+
+def test_the_pager_searches_and_goes_to_both_ends():
+    rows = [
+        f"row {number} of 날씨" if number % 30 == 7 else f"row {number}" for number in range(100)
+    ]
+
+    def shown(keys):
+        """The first row, the rows that stand out, and what is said below, after some keys."""
+        with create_pipe_input() as keyboard, create_app_session(keyboard, DummyOutput()):
+            pager = Pager(Text("\n".join(rows)), 40, Console())
+            keyboard.send_text(keys + "q")
+            pager.run()
+            part = pager._visible_part()
+            found = "".join(text for style, text in part if "reverse" in style)
+            return part_text(part).split("\n", 1)[0].strip(), found, part_text(pager._status())
+
+    part_text = fragment_list_to_text
+    assert shown("")[:2] == ("row 0", "")
+    assert "rows 1-39 of 100" in shown("")[2]
+    assert shown("G")[0] == "row 61"
+    assert shown("Gg")[0] == "row 0"
+    assert shown("/날씨\r")[:2] == ("row 7 of 날씨", "날씨날씨")
+    assert shown("/날씨\rn")[0] == "row 37 of 날씨"
+    assert shown("/날씨\rnN")[0] == "row 7 of 날씨"
+    assert shown("/날씨\rnnnn")[0] == "row 7 of 날씨"  # after the last, the first
+    assert "없다 is not here" in shown("/없다\r")[2]
+    assert shown("/g\x7fRoW 50\r")[0] == "row 50"

@@ -1,5 +1,6 @@
-"""`:help`, `:lang`, `:scroll`, `:export` and `:quit`: the program itself, and what it has shown."""
+"""The program itself, and what it has shown: `:help`, `:lang`, `:alias`, `:scroll`, `:export`."""
 
+import re
 from functools import partial
 
 from rich.cells import cell_len
@@ -13,7 +14,8 @@ from minillm_repl.render.drawing import UNLIMITED_WIDTH
 from minillm_repl.render.export import write_view
 from minillm_repl.render.tables import commands_table
 from minillm_repl.repl.arguments import Arguments, Choice, Flag, Words
-from minillm_repl.repl.registry import GROUPS, Command, command
+from minillm_repl.repl.quoting import split_word
+from minillm_repl.repl.registry import GROUPS, Command, command, normalise_name
 from minillm_repl.repl.shell import ExitRequested, Shell
 from minillm_repl.safetext import safe_line
 from minillm_repl.storage.paths import user_path
@@ -108,12 +110,60 @@ def lang(shell: Shell, asked: Arguments) -> None:
     shell.screen.note(_("English from now on"))
 
 
+@command(
+    "alias",
+    arguments=(Words("line", "[NAME] [:COMMAND|off]"),),
+    aliases=("별명",),
+    example=":alias x :why by=layer",
+)
+def alias(shell: Shell, asked: Arguments) -> None:
+    """Give a command a name of your own.
+
+    `:alias x :why by=layer` makes `:x` stand for `:why by=layer`; what follows `:x` follows it.
+    `:alias x off` removes it. Without a name, the command lists all aliases.
+
+    An alias lasts for the session. The start-up file keeps it: each of its lines is run when the
+    program starts (README.md says where it lies).
+    """
+    names, (name, line) = shell.registry.user_aliases, split_word(asked.line)
+    name = normalise_name(name.removeprefix(":").lower())
+    if line:
+        _set_alias(shell, name, line)
+    elif name and name not in names:
+        raise UserError(_("no alias :{name}", name=safe_line(name)))
+    shown = {name: names[name]} if name in names else {} if name else names
+    rows = [(f":{each}", safe_line(f":{whole}")) for each, whole in sorted(shown.items())]
+    if rows:
+        shell.screen.out.print(commands_table(rows))
+    elif not name:
+        shell.screen.note(_("no aliases yet; an example: `:alias x :why by=layer`"))
+
+
+def _set_alias(shell: Shell, name: str, line: str) -> None:
+    """Give a line a name, or take it away. Raises UserError."""
+    registry = shell.registry
+    if line == "off":
+        if registry.user_aliases.pop(name, None) is None:
+            raise UserError(_("no alias :{name}", name=safe_line(name)))
+        return
+    if not re.fullmatch(r"[\w-]{1,40}", name):
+        raise UsageError(_("a name has letters, digits, - and _ only"))
+    if registry.is_name(name):
+        raise UserError(_(":{name} is a command", name=name))
+    if not line.startswith(":") or line.startswith("::"):
+        raise UsageError(_("an alias stands for a command, such as `:why by=layer`"))
+    whole = line[1:].lstrip()
+    registry.get(split_word(whole)[0].lower())  # or an error that names the nearest
+    registry.user_aliases[name] = whole
+
+
 @command("scroll", aliases=("스크롤",))
 def scroll(shell: Shell, _asked: Arguments) -> None:
     """Scroll through the last view in full size.
 
-    Arrow keys, Page Up, Page Down, Home and End (the ends of a row) move; q closes. Without a
-    terminal, the view is printed at full width.
+    Arrow keys, Page Up, Page Down, Home and End (the ends of a row) move, and so do the keys of
+    `less`: space, b, j, k, g and G. `/` searches, n and N find the next and the one before; q
+    closes. Without a terminal, the view is printed at full width.
     """
     if shell.last_view is None:
         raise UserError(_("no view to scroll yet: try `:attn 0.0`"))
@@ -122,7 +172,7 @@ def scroll(shell: Shell, _asked: Arguments) -> None:
         # A file or a pipe has no width: lines stay whole.
         shell.screen.out.print(view, soft_wrap=True, width=UNLIMITED_WIDTH)
         return
-    from minillm_repl.repl.screens import Pager
+    from minillm_repl.repl.pager import Pager
 
     Pager(view, UNLIMITED_WIDTH, shell.screen.out, shell.last_pinned).run()
 

@@ -51,6 +51,18 @@ class Transcript(Console):
 
     def print(self, *objects: Any, **options: Any) -> None:
         """Print as any console does."""
+        self._take_note(objects, options)
+        super().print(*(self._with_tabs(each, options) for each in objects), **options)
+
+    def print_wrapped(self, text: Text, wrapped: Text) -> None:
+        """Print a text that goes on, as it is broken into lines for the terminal of now; remember
+        it as it is.
+        """
+        options = {"end": "", "soft_wrap": True}
+        self._take_note((text,), options)
+        super().print(wrapped, **options)
+
+    def _take_note(self, objects: tuple[Any, ...], options: dict[str, Any]) -> None:
         match objects:
             case (Text() as text,) if options.get("end") == "" and self._open_line:
                 self._open_line.append_text(text)  # a text that comes in many frames is one thing
@@ -62,7 +74,6 @@ class Transcript(Console):
                 # these are a spinner's
                 self._open_line = None
                 self._remember(objects, options)
-        super().print(*(self._with_tabs(each, options) for each in objects), **options)
 
     def replay(self, console: Console, since: int = 0) -> None:
         """Print it again on `console`, from where `print_count` was `since`."""

@@ -20,6 +20,7 @@ from minillm_repl.render.listing import (
     visible_step,
     visible_token,
 )
+from minillm_repl.render.wrapping import WordWrapper
 from minillm_repl.safetext import safe, safe_line
 from minillm_repl.tokenizer.truncation import TruncatedText
 
@@ -38,10 +39,15 @@ _REASONS = {
 
 
 class Stream:
-    """Writes the completion in the model's colour as it comes, in frames."""
+    """Writes the completion in the model's colour as it comes, in frames.
 
-    def __init__(self, screen: Screen) -> None:
-        self._out = screen.out
+    `before` is what stands before it in the line. At a terminal, lines break between words.
+    """
+
+    def __init__(self, screen: Screen, before: str = "") -> None:
+        self._out = out = screen.out
+        moves = out.is_terminal and out.file.isatty() and not out.is_dumb_terminal
+        self._wrapper = WordWrapper(lambda: out.width, safe(before)) if moves else None
         self._pending: list[str] = []
         self._last_frame_time = 0.0
 
@@ -57,14 +63,17 @@ class Stream:
         text = safe("".join(self._pending))
         self._pending.clear()
         self._last_frame_time = monotonic()
-        if text:
+        if text and self._wrapper:
+            self._out.print_wrapped(Text(text, MODEL), Text(self._wrapper.feed(text), MODEL))
+        elif text:
             self._out.print(Text(text, MODEL), end="", soft_wrap=True)
+        if text:
             self._out.file.flush()
 
 
-def draw_text(events: Iterable[GenerationEvent], screen: Screen) -> Finished:
-    """Draw a generation as running text; the line is left open."""
-    stream = Stream(screen)
+def draw_text(events: Iterable[GenerationEvent], screen: Screen, before: str = "") -> Finished:
+    """Draw a generation as running text after `before`; the line is left open."""
+    stream = Stream(screen, before)
     shown = 0
     try:
         for event in events:

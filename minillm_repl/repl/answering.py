@@ -47,8 +47,9 @@ def respond(
     else:
         if echo:
             shell.echo(prompt_text, "", prefix)
+        before = f"{prefix if screen.interactive else ''}{prompt_text}" if echo else ""
         try:
-            finished = draw_text(events, screen)
+            finished = draw_text(events, screen, before)
         finally:
             screen.out.print()  # whatever happened, the next thing has a line of its own
     by_escape = shell.interrupted.is_escape

@@ -70,17 +70,19 @@ class LineCompleter(Completer):
         if not space:
             yield from self._commands(text[0], name)
         elif self._registry.has(name):
+            name = self._registry.expand(name).partition(" ")[0]  # the command of an alias
             yield from self._arguments(self._registry.get(name), argument, complete_event)
 
     def _commands(self, mark: str, typed: str) -> Iterator[Completion]:
-        names = dict(self._names(typed))
+        names = {name: _(each.summary) for name, each in self._names(typed)}
+        names |= {name: f":{line}" for name, line in self._registry.user_aliases.items()}
         typed_name = normalise_name(typed)
         near = fuzzy(typed_name, names)
         if mark == "/":  # a path begins so too
             near = [name for name in near if name.startswith(typed_name)]
         for name in near:
             yield Completion(
-                name, -len(typed), display=mark + name, display_meta=_(names[name].summary)
+                name, -len(typed), display=mark + name, display_meta=safe_line(names[name])
             )
 
     def _names(self, typed: str) -> Iterator[tuple[str, Command]]:

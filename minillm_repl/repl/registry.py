@@ -156,6 +156,7 @@ class Registry:
         self._find_commands = find_commands
         self._find_plugins = find_plugins
         self.warnings: list[str] = []
+        self.user_aliases: dict[str, str] = {}  # what `:alias` stands for, without its colon
 
     @cached_property
     def _own(self) -> dict[str, Command]:
@@ -190,9 +191,21 @@ class Registry:
         """Return the commands of a group, by name."""
         return [each for each in self.commands if each.group == name]
 
+    def expand(self, line: str) -> str:
+        """Return what follows the colon of a line, with an alias of the user's written out."""
+        name, space, rest = line.lstrip().partition(" ")
+        whole = self.user_aliases.get(normalise_name(name.lower()))
+        return line if whole is None else f"{whole}{space}{rest}"
+
+    def is_name(self, name: str) -> bool:
+        """Tell whether a command has exactly this name."""
+        return name in self._own or name in self._by_name
+
     def has(self, name: str) -> bool:
-        """Tell whether there is a command of this name."""
+        """Tell whether there is a command of this name, or an alias of the user's."""
         name = normalise_name(name)
+        if name in self.user_aliases:
+            return True
         # The program's own first: plugins take 50 ms to find.
         return name in self._own or name in self._by_name or bool(self._other_layout(name))
 

@@ -67,7 +67,7 @@ class Shell:
         if line.startswith("::"):  # a prompt that begins with a colon
             self.run_prompt(line[1:])
         elif self.is_command(line):
-            name, _space, argument = line[1:].lstrip().partition(" ")
+            name, _space, argument = self.registry.expand(line[1:].lstrip()).partition(" ")
             if self.screen.interactive:
                 self.echo(line, "\n")
             try:

@@ -96,6 +96,7 @@ def test_the_example_at_the_end_of_a_commands_help_runs(shell, each, tmp_path, m
     (tmp_path / "corpus.txt").write_text("날씨가 좋다. 비가 온다. " * 200, encoding="utf-8")
     question = '{"prompt": "날씨가 좋", "choices": ["다", "을"], "answer": 0}'
     (tmp_path / "questions.jsonl").write_text(question, encoding="utf-8")
+    (tmp_path / "notes.txt").write_text("날씨가", encoding="utf-8")
     shell.run_line("날씨가 좋")
     shell.run_line(":lens")  # for what needs a view
     end = {

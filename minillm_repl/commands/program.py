@@ -123,7 +123,7 @@ def alias(shell: Shell, asked: Arguments) -> None:
     `:alias x off` removes it. Without a name, the command lists all aliases.
 
     An alias lasts for the session. The start-up file keeps it: each of its lines is run when the
-    program starts (README.md says where it lies).
+    program starts (docs/command-line.md says where it lies).
     """
     names, (name, line) = shell.registry.user_aliases, split_word(asked.line)
     name = normalise_name(name.removeprefix(":").lower())

@@ -1,17 +1,56 @@
-"""The text so far: `:prompt`, `:text`, `:continue`, `:regen`, `:undo`, `:clear` and `:step`."""
+"""The text so far, from `:read` and `:prompt` to `:clear` and `:step`."""
 
 from minillm_repl.errors import UserError
 from minillm_repl.language import _, _n
 from minillm_repl.render.tables import positions_flow, tokens_flow, tokens_line
 from minillm_repl.repl.answering import respond
-from minillm_repl.repl.arguments import Arguments, TextArgument
+from minillm_repl.repl.arguments import Arguments, TextArgument, Words
 from minillm_repl.repl.conversation import is_chatting
 from minillm_repl.repl.forms import Forms
+from minillm_repl.repl.reading import read_file
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.settings import DEFAULT_VERBOSE_ROWS
 from minillm_repl.repl.shell import Shell
+from minillm_repl.storage.paths import user_path
 from minillm_repl.tokenizer import Token, decode
 from minillm_repl.views.base import unseen_note
+
+
+@command(
+    "read",
+    arguments=(Words("file", "[FILE|off]", completion="file"),),
+    aliases=("읽기",),
+    group="Talk",
+    example=":read notes.txt",
+)
+def read(shell: Shell, asked: Arguments) -> None:
+    """Put the text of a file before the next prompt.
+
+    The prompt stands on a line of its own after it. Several files stand in the order in which they
+    were read. `:read off` drops them, and so does `:clear`.
+
+    `@FILE` in a prompt puts the text there: `Summarise @notes.txt`. A name with spaces stands in
+    quotes: `@"my notes.txt"`. A word that names no file stays as it is. In a pipe or a script, only
+    `:read` reads files.
+
+    The text may be in UTF-8, UTF-16, UTF-32 or CP949, and have up to 4 MiB.
+    """
+    attached = shell.session.conversation.attached
+    if asked.file == "off":
+        attached.clear()
+    elif asked.file:
+        model, found = shell.require_model(), read_file(user_path(asked.file))
+        shell.tell_file(model, found)
+        attached.append(found.text)
+    shell.screen.note(
+        _n(
+            "{n} file stands before the next prompt; `:read off` drops it",
+            "{n} files stand before the next prompt; `:read off` drops them",
+            len(attached),
+        )
+        if attached
+        else _("no file stands before the next prompt")
+    )
 
 
 @command("prompt", aliases=("프롬프트",), group="Talk")

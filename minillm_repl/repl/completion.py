@@ -1,5 +1,6 @@
 """What Tab offers: commands, and what each takes; layers, places and tokens of the open model."""
 
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from itertools import islice
@@ -65,6 +66,7 @@ class LineCompleter(Completer):
         """Yield completions for the text before the cursor; none for a prompt."""
         text = document.text_before_cursor
         if not text.startswith((":", "/")) or "\n" in text:
+            yield from self._mentioned_files(text, complete_event)
             return  # what comes next is the model's to say
         name, space, argument = text[1:].partition(" ")
         if not space:
@@ -124,6 +126,12 @@ class LineCompleter(Completer):
                     completion.start_position,
                     display=strip_joiners(safe_line(name)),
                 )
+
+    def _mentioned_files(self, text: str, event: CompleteEvent) -> Iterable[Completion]:
+        """Yield the files that begin as the `@FILE` at the end of a prompt."""
+        mention = re.search(r"(?<!\S)@(\S*)$", text)
+        if mention and event.completion_requested:
+            yield from self._files(Document(mention[1]), event, checkpoints=False)
 
     def _of_model(
         self, command: Command, before: str, last: str, event: CompleteEvent

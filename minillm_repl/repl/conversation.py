@@ -61,10 +61,12 @@ class Conversation:
     turn_end_ids: tuple[int, ...] = ()  # tokens that end an answer, by the chat template
     seed: int = 0  # of the last completion: the same prompt and seed give the same text
     speed: float = 0.0  # tokens per second of the last completion
+    attached: list[str] = field(default_factory=list)  # texts of files, before the next prompt
 
     def clear(self) -> None:
         """Forget the text and its turns."""
         self.ids, self.messages, self.turns, self.branches = [], [], [], Branches()
+        self.attached = []
 
     # -- turns
 

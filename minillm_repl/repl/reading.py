@@ -54,10 +54,10 @@ def read_file(path: Path, most: int = MAX_BYTES) -> ReadFile:
     if size > most:
         raise UserError(
             _(
-                "{name} has more than {size:,.1f} MiB, too much for a prompt: at most {most} MiB; "
-                "`:train` and `:eval` read longer texts",
+                "{name} has {size:,.1f} MiB or more: a prompt takes {most} MiB at most; `:train` "
+                "and `:eval` read longer texts",
                 name=name,
-                size=size / 2**20 - 0.05,
+                size=size / 2**20,
                 most=most >> 20,
             )
         )

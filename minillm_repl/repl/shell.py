@@ -17,6 +17,7 @@ from minillm_repl.repl.answering import respond
 from minillm_repl.repl.care import offer_help, offer_help_for_command
 from minillm_repl.repl.conversation import is_chatting, reserved_answer_tokens, unknown_text_warning
 from minillm_repl.repl.model_loading import LoadedModel, ModelFuture
+from minillm_repl.repl.reading import ReadFile, fill_in
 from minillm_repl.repl.registry import Command, Registry
 from minillm_repl.repl.session import LineHandler, Session
 from minillm_repl.repl.signals import InterruptCounter
@@ -197,17 +198,38 @@ class Shell:
             model = self.require_model()
             if offer_help(self, text, model):
                 return
+            whole = self._with_files(model, text)
+            if whole != text and offer_help(self, whole, model):
+                return
             chats = is_chatting(model, self.session.settings.chat)
             if not chats:
-                ids = self.encode(model, text)
+                ids = self.encode(model, whole)
                 self.session.conversation.start_turn(ids, self.session.settings)
         except UserError:
             self.echo(text, "\n")
             raise
-        if chats:
+        if chats or whole != text:  # what a file says is not shown again
             self.echo(text, "\n")
-            self._note_dropped_turns(model, self.start_chat_turn(model, text))
-        respond(self, model, "" if chats else PROMPT)
+        if chats:
+            self._note_dropped_turns(model, self.start_chat_turn(model, whole))
+        self.session.conversation.attached.clear()
+        respond(self, model, "" if chats else PROMPT, echo=whole == text)
+
+    def _with_files(self, model: LoadedModel, text: str) -> str:
+        """Return a prompt with the texts of the files that it mentions, after those of `:read`.
+
+        Files are read where a person types: what a script sends may be somebody else's text. Raises
+        UserError for a file that cannot be read.
+        """
+        if self.screen.interactive:
+            text = fill_in(text, self.screen.note, partial(self.tell_file, model))
+        return "\n".join([*self.session.conversation.attached, text])
+
+    def tell_file(self, model: LoadedModel, file: ReadFile) -> None:
+        """Say how long the text of a file is for the model."""
+        tokens = model.checkpoint.tokenizer.encode(file.text, add_special=False)
+        for line in (*file.notes, file.describe(len(tokens))):
+            self.screen.note(line)
 
     def _note_dropped_turns(self, model: LoadedModel, turns: int) -> None:
         if turns:

@@ -263,6 +263,25 @@ FAMILIES = {
         t.Qwen3MoeConfig,
         EXPERTS | {"moe_intermediate_size": 33, "num_experts_per_tok": 5, "decoder_sparse_step": 2},
     ),
+    "lfm2": (
+        t.Lfm2Config,
+        LLAMA
+        | {
+            "layer_types": ["conv", "full_attention", "conv"],
+            "block_multiple_of": 16,
+            "conv_L_cache": 3,
+        },
+    ),
+    "lfm2 untied, of four tokens": (
+        t.Lfm2Config,
+        LLAMA
+        | {
+            "layer_types": ["full_attention", "conv", "full_attention"],
+            "block_auto_adjust_ff_dim": False,
+            "conv_L_cache": 4,
+            "tie_word_embeddings": False,
+        },
+    ),
     "olmoe": (t.OlmoeConfig, EXPERTS | {"pad_token_id": 0}),
     "olmoe tied, biased, clipped": (
         t.OlmoeConfig,

@@ -44,10 +44,11 @@ class Layout:
 
     from_file: Callable[[Any], Any] = identity
     to_file: Callable[[Any], Any] = identity
+    file_shape: Callable[[tuple[int, ...]], tuple[int, ...]] = identity  # from the model's
 
 
 AS_IS = Layout()
-TRANSPOSED = Layout(lambda array: array.T, lambda array: array.T)
+TRANSPOSED = Layout(lambda array: array.T, lambda array: array.T, lambda shape: shape[::-1])
 
 
 @dataclass(frozen=True)

@@ -203,7 +203,12 @@ def config_from_json(data: Any) -> AnyConfig:
                 raise UserError(
                     _("unknown RoPE settings: {value}", value=printable(values[name]))
                 ) from None
-    for name in ("sliding_windows", "rope_layers", "routed_layers"):  # JSON has no tuples
+    for name in (
+        "sliding_windows",
+        "rope_layers",
+        "routed_layers",
+        "conv_layers",
+    ):  # JSON has no tuples
         if isinstance(values.get(name), list):
             values[name] = tuple(values[name])
     return family(**values)

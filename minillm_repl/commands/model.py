@@ -90,12 +90,18 @@ def _sizes(config: AnyConfig, context: int) -> str:
             _("{n} heads, head_dim {size}", **heads)
             if config.n_kv_heads == config.n_heads
             else _("{n} heads, {shared} KV heads, head_dim {size}", **heads),
+            *_convolutions(config),
             *_experts(config),
             _("context {n:,} tokens", n=context)
             if context == config.context_length
             else _("context {n:,} tokens (of {most:,})", n=context, most=config.context_length),
         ]
     )
+
+
+def _convolutions(config: AnyConfig) -> list[str]:
+    count = config.n_layers - len(config.attention_layers)
+    return [_("{n} layers have a short convolution instead", n=count)] if count else []
 
 
 def _experts(config: AnyConfig) -> list[str]:

@@ -53,8 +53,14 @@ static const char *check_layer(const Model *m, const Layer *l) {
     if (!l->canon1 != !m->layers->canon1 || !l->canon2 != !l->canon1) return "canon layers";
     if (l->canon1 && (m->parallel_residual || !l->norm1.gain || !l->norm2.gain)) return "canon";
     if (!l->q_norm.gain != !l->k_norm.gain) return "q_norm and k_norm";
-    if (!are_matrix(l->qkv, 3, (m->n_heads + 2 * m->n_kv_heads) * d, m->d_model)) return "qkv";
-    if (!is_matrix(&l->proj, m->d_model, m->n_heads * d)) return "proj";
+    if (l->taps) {
+        if (l->canon1 || m->parallel_residual || !l->norm1.gain) return "convolution";
+        if (!is_matrix(&l->gates, 3 * m->d_model, m->d_model)) return "gates";
+        if (!is_matrix(&l->proj, m->d_model, m->d_model)) return "proj";
+    } else {
+        if (!are_matrix(l->qkv, 3, (m->n_heads + 2 * m->n_kv_heads) * d, m->d_model)) return "qkv";
+        if (!is_matrix(&l->proj, m->d_model, m->n_heads * d)) return "proj";
+    }
     if (l->experts) {
         if (!are_experts(m, l)) return "experts";
     } else {
@@ -107,6 +113,8 @@ static void lay_out(Context *c, Pool *pool) {
     size_t w = m->d_model, d = m->head_dim, h = m->n_heads, g = m->n_kv_heads, t = MAX_TOKENS;
     size_t padded = c->padded, inputs = most(most(w, most(m->d_mlp, m->d_expert)), h * d),
            groups = groups_of((int)inputs);
+    bool mixes = has_convolution(m);  // which uses the memory of queries, keys and values
+    size_t qkv = most((h + 2 * g) * d, mixes ? 3 * w : 0);
     // A thread that is late may read the first row of one plan and the count of another.
     size_t pairs = m->n_experts ? rows_of_pairs(m, tokens_at_once(m)) + MAX_TOKENS : 0;
     size_t tokens = up_to((int)most(MAX_TOKENS, pairs), 16), parts = c->most_parts;
@@ -114,9 +122,9 @@ static void lay_out(Context *c, Pool *pool) {
     c->x2 = floats(pool, t * w);
     c->normed = floats(pool, t * w);
     c->normed2 = floats(pool, t * w);
-    c->qkv = floats(pool, t * (h + 2 * g) * d);
+    c->qkv = floats(pool, t * qkv);
     c->queries = floats(pool, t * h * d);
-    c->z = floats(pool, t * h * d);
+    c->z = floats(pool, t * most(h * d, mixes ? w : 0));
     c->hidden = floats(pool, t * m->d_mlp);
     c->scores = floats(pool, t * m->n_experts);
     c->weights = floats(pool, t * m->n_experts_per_tok);
@@ -132,7 +140,7 @@ static void lay_out(Context *c, Pool *pool) {
     c->operand.steps = floats(pool, tokens * groups);
     c->operand.sums = take(pool, tokens * groups, 2 * DIGITS * sizeof(int32_t));
     c->operand.parts = take(pool, tokens * groups * GROUP * 3, sizeof(uint16_t));
-    size_t widest = most(most(m->vocab_size, m->n_experts), most(m->d_mlp, (h + 2 * g) * d));
+    size_t widest = most(most(m->vocab_size, m->n_experts), most(m->d_mlp, qkv));
     size_t rows = rows_per_piece((int)widest, 1);
     size_t out = most(most(t * PIECE_ROWS, rows), most(t * d, most(w, 31 * groups)));
     out = most(most(out, 3 * SPLIT * 8), h * d);
@@ -178,6 +186,7 @@ static int most_pieces(const Context *c) {
     const Model *m = c->model;
     int h = m->n_heads, g = m->n_kv_heads, group = h / g;
     size_t inputs = most(most(m->d_model, m->d_mlp), (size_t)(h + 2 * g) * m->head_dim);
+    if (has_convolution(m)) inputs = most(inputs, 3 * (size_t)m->d_model);
     inputs = most(inputs, m->d_expert);
     size_t rows = most(inputs, most(m->vocab_size, m->n_experts));
     size_t tiles = (size_t)g * ((MAX_TOKENS * (size_t)group + QUERIES - 1) / QUERIES);
@@ -235,7 +244,8 @@ int minillm_reserve(Context *c, int positions, const float *cos, const float *si
     if (positions < c->capacity || 2 * pairs > m->head_dim) return 1;
     float *keys = zeros(heads * capacity * d * sizeof(float));
     float *values = zeros(heads * capacity * padded * sizeof(float));
-    size_t inputs = m->layers->canon1 ? 2 * (size_t)m->n_layers : 0;  // of Canon layers
+    // Of Canon layers and convolutions.
+    size_t inputs = m->layers->canon1 || has_convolution(m) ? 2 * (size_t)m->n_layers : 0;
     float *canon = inputs ? zeros(inputs * canon_numbers(m, (int)capacity) * sizeof(float)) : NULL;
     if (!keys || !values || (inputs && !canon)) {
         give_back(keys);

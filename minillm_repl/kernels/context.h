@@ -26,14 +26,22 @@ struct Context {
     Operand operand;         // the memory of the other forms of a product's operand
     // The KV cache: keys (layers, g, blocks, d, 32), values (layers, g, positions, padded).
     float *keys, *values;
-    // What Canon layers read (layers, 2, CANON − 1 + positions, w): zeros, then every position.
+    // What Canon layers read, and convolutions as the first of two: (layers, 2, CANON − 1 + positions,
+    // w), zeros, then every position.
     float *canon;
     int capacity, padded, most_parts;
     const float *cos, *sin;  // (ropes, angles, pairs)
     int angles, pairs;       // positions that have angles, and pairs of a head
 };
 
-// Numbers in the cache that a Canon layer reads, with room for `capacity` positions.
+// Whether a layer has a short convolution in the place of attention.
+static inline bool has_convolution(const Model *m) {
+    for (int i = 0; i < m->n_layers; i++)
+        if (m->layers[i].taps) return true;
+    return false;
+}
+
+// Numbers in the cache that a Canon layer or a convolution reads, with room for `capacity` positions.
 static inline size_t canon_numbers(const Model *m, int capacity) {
     return ((size_t)CANON - 1 + capacity) * m->d_model;
 }

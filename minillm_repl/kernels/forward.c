@@ -19,7 +19,7 @@ typedef struct {
     float *logits;  // (wanted, vocab_size), the caller's
     const Layer *layer;
     float *keys, *values;  // of this layer
-    const float *taps;     // of a Canon layer
+    const float *taps;     // of a Canon layer or a convolution
     const Norm *norm;
     const float *from, *residual;
     float scale;  // of what is added to the residual
@@ -361,12 +361,24 @@ static void put_merged(void *job, int thread, int head) {
     memcpy(s->c->z + (size_t)head * d, scratch_of(s, thread)->out, (size_t)d * sizeof(float));
 }
 
-static void attention(Member *member, int thread, Step *s) {
-    const Model *m = s->c->model;
-    int group = m->n_heads / m->n_kv_heads, tiles = (s->count * group + QUERIES - 1) / QUERIES;
+// z (t, h · d): what the heads mix, of what a layer reads.
+static void attention(Member *member, int thread, Step *s, const float *read) {
+    Context *c = s->c;
+    const Model *m = c->model;
+    const Layer *layer = s->layer;
+    int h = m->n_heads, g = m->n_kv_heads;
+    for (int part = 0, row = 0; part < 3 && layer->qkv[part].weights; part++) {
+        product_into(member, thread, s, NULL, &layer->qkv[part], read, NULL, c->qkv + row,
+                     (h + 2 * g) * m->head_dim);
+        row += layer->qkv[part].rows;
+    }
+    if (layer->q_norm.gain && !m->qk_norm_per_head)
+        team_phase(member, thread, s, (Work){normalise_heads, put_heads}, 2 * s->count);
+    team_phase(member, thread, s, (Work){finish_head, put_head}, h + 2 * g);
+    int group = h / g, tiles = (s->count * group + QUERIES - 1) / QUERIES;
     team_phase(member, thread, s, (Work){attend_piece, put_mixed},
-               m->n_kv_heads * tiles * s->parts);
-    if (s->parts > 1) team_phase(member, thread, s, (Work){merge_head, put_merged}, m->n_heads);
+               g * tiles * s->parts);
+    if (s->parts > 1) team_phase(member, thread, s, (Work){merge_head, put_merged}, h);
 }
 
 // ---- a mixture of experts (experts.c) ----
@@ -497,6 +509,46 @@ static void mixture(Member *member, int thread, Step *s, const float *x, const f
     s->count = count;
 }
 
+// ---- a short convolution in the place of attention ----
+
+// What it mixes: a third of what `gates` gives, times another.
+static void gate_row(void *job, int thread, int t) {
+    Step *s = job;
+    int w = s->c->model->d_model;
+    const float *gate = s->from + (size_t)t * 3 * w, *value = gate + 2 * w;
+    float *out = scratch_of(s, thread)->out;
+    for (int i = 0; i < w; i++) out[i] = gate[i] * value[i];
+}
+
+// The mix of a token with those before it, times the second gate.
+static void convolve_row(void *job, int thread, int t) {
+    Step *s = job;
+    int w = s->c->model->d_model;
+    const float *gate = s->c->qkv + (size_t)t * 3 * w + w, *recent = s->from + (size_t)t * w;
+    const float *taps = s->taps;
+    float *out = scratch_of(s, thread)->out;
+    memset(out, 0, (size_t)w * sizeof(float));
+    for (int k = 0; k < CANON; k++, taps += w, recent += w)
+        for (int i = 0; i < w; i++) out[i] += taps[i] * recent[i];
+    for (int i = 0; i < w; i++) out[i] *= gate[i];
+}
+
+// z (t, w): near tokens mixed, of what a layer reads. The cache of the `place`-th Canon layer keeps it.
+static void convolution(Member *member, int thread, Step *s, const float *read, int place) {
+    Context *c = s->c;
+    const Model *m = c->model;
+    int w = m->d_model;
+    float *recent = c->canon + place * canon_numbers(m, c->capacity) + (size_t)s->start * w;
+    product(member, thread, s, NULL, &s->layer->gates, read, NULL, c->qkv);
+    s->from = c->qkv;
+    s->to = recent + (CANON - 1) * w;
+    team_phase(member, thread, s, (Work){gate_row, put_row}, s->count);
+    s->taps = s->layer->taps;
+    s->from = recent;
+    s->to = c->z;
+    team_phase(member, thread, s, (Work){convolve_row, put_row}, s->count);
+}
+
 // ---- a step ----
 
 static void norm(Member *member, int thread, Step *s, const Norm *norm, const float *from,
@@ -546,7 +598,7 @@ void run_step(Member *member, int thread, void *job) {
     Step *s = job;
     Context *c = s->c;
     const Model *m = c->model;
-    int w = m->d_model, h = m->n_heads, g = m->n_kv_heads, d = m->head_dim;
+    int w = m->d_model, g = m->n_kv_heads, d = m->head_dim;
     s->to = c->x;
     team_phase(member, thread, s, (Work){embed, put_row}, s->count);
     for (int i = 0; i < m->n_layers; i++) {
@@ -556,22 +608,17 @@ void run_step(Member *member, int thread, void *job) {
         const float *read =
             pre_norm(member, thread, s, &layer->norm1, layer->canon1, 2 * i, c->x, c->normed);
         if (m->parallel_residual) norm(member, thread, s, &layer->norm2, c->x, c->normed2);
-        for (int part = 0, row = 0; part < 3 && layer->qkv[part].weights; part++) {
-            product_into(member, thread, s, NULL, &layer->qkv[part], read, NULL, c->qkv + row,
-                         (h + 2 * g) * d);
-            row += layer->qkv[part].rows;
-        }
-        if (layer->q_norm.gain && !m->qk_norm_per_head)
-            team_phase(member, thread, s, (Work){normalise_heads, put_heads}, 2 * s->count);
-        team_phase(member, thread, s, (Work){finish_head, put_head}, h + 2 * g);
-        attention(member, thread, s);
+        if (layer->taps)
+            convolution(member, thread, s, read, 2 * i);
+        else
+            attention(member, thread, s, read);
         // In the last layer, tokens whose logits nobody wants are skipped, once attention has their
         // keys and values, and the second Canon layer what it reads of them.
         bool is_last = i == m->n_layers - 1;
         size_t skipped = is_last && !layer->canon2 ? (size_t)(s->count - s->wanted) : 0;
         s->count -= (int)skipped;
-        add_product(member, thread, s, &layer->proj, &layer->post_norm1, c->z + skipped * h * d,
-                    c->x + skipped * w, c->x2);
+        add_product(member, thread, s, &layer->proj, &layer->post_norm1,
+                    c->z + skipped * layer->proj.inputs, c->x + skipped * w, c->x2);
         read = m->parallel_residual ? c->normed2 + skipped * w
                                     : pre_norm(member, thread, s, &layer->norm2, layer->canon2,
                                                2 * i + 1, c->x2, c->normed2);

@@ -75,6 +75,10 @@ typedef struct {
     Norm q_norm, k_norm;          // of each head, or of all heads of a token together
     // (CANON, d_model): of the Canon layers after norm1 and norm2, or NULL
     const float *canon1, *canon2;
+    // Of a short convolution in the place of attention, or NULL: (CANON, d_model), and the matrix
+    // (3 · d_model, d_model) of what it mixes and its two gates
+    const float *taps;
+    Matrix gates;
     Matrix qkv[3];  // queries, keys and values, in this order, in one matrix or more
     Matrix proj;
     Matrix gate, up, down;  // the gate is missing in a plain MLP

@@ -46,7 +46,8 @@ class Layer(ctypes.Structure):
     _fields_ = [
         *((name, Norm) for name in ("norm1", "norm2", "post_norm1", "post_norm2")),
         *((name, Norm) for name in ("q_norm", "k_norm")),
-        *((name, c_void_p) for name in ("canon1", "canon2")),
+        *((name, c_void_p) for name in ("canon1", "canon2", "taps")),
+        ("gates", Matrix),
         ("qkv", Matrix * 3),
         *((name, Matrix) for name in ("proj", "gate", "up", "down", "router")),
         ("experts", POINTER(Expert)),

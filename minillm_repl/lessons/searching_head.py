@@ -19,7 +19,7 @@ def find_searching_head(
     config = inspected.config
     best = (0.0, otherwise)
     for place in itertools.product(
-        range(min(config.n_layers, _SEARCHED_LAYERS)), range(config.n_heads)
+        config.attention_layers[:_SEARCHED_LAYERS], range(config.n_heads)
     ):
         most = top_key(inspected, *place)
         if most.dot > 0 and most.position < len(inspected.ids) - 1:

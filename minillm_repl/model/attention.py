@@ -107,7 +107,7 @@ _CAPACITY_STEP = 128  # tokens; the capacity of a short text is a multiple of th
 
 
 class KVCache:
-    """Keys and values of every layer for one sequence, in float32; and what Canon layers read.
+    """Keys and values of every layer for one sequence, in float32; and what convolutions read.
 
     `length` tokens are in it; a lower `length` forgets the later ones. The capacity doubles when it
     is used up: a long text is copied a few times in all, and a short one takes little memory.
@@ -119,9 +119,11 @@ class KVCache:
         self.max_length = config.context_length  # tokens; doubling stops here
         self._sliding_windows = config.sliding_windows or (0,)
         self._kv = torch.empty(self._shape, device=device)
-        # The inputs of Canon layers, after the zeros that stand before a text. All are kept, for
+        # The inputs of Canon layers and of short convolutions, which stand where attention would,
+        # after the zeros that stand before a text. All are kept, for
         # `length` can become any lower one. (layers, attention and MLP, b = 1, 3 + capacity, w)
-        n_canon = config.n_layers if config.has_canon_layers else 0
+        is_mixed = config.has_canon_layers or len(config.attention_layers) < config.n_layers
+        n_canon = config.n_layers if is_mixed else 0
         self._canon = torch.zeros((n_canon, 2, 1, CANON_TOKENS - 1, config.d_model), device=device)
         self._static_position: Tensor | None = None  # (1,); None: the position is `length`
         self._masks: dict[int, Tensor] = {}  # in static mode, by the width of the window
@@ -177,7 +179,7 @@ class KVCache:
         return self._kv[layer, 0, :, :, :end], self._kv[layer, 1, :, :, :end]
 
     def recent(self, name: str, x: Tensor) -> Tensor:
-        """Store the inputs x (1, new, w) of a Canon layer; return the three before them as well.
+        """Store the inputs x (1, new, w) of a convolution; return the three before them as well.
 
         `name` is that of the part that reads its result: `blocks.0.attention`, `blocks.0.mlp`.
         """

@@ -10,7 +10,12 @@ from typing import ClassVar
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.model.config_base import ACTIVATIONS, ModelConfig, Rope, printable, with_bias
-from minillm_repl.model.config_llama import CANON_TOKENS, CanonConfig, LlamaConfig
+from minillm_repl.model.config_llama import (
+    CANON_TOKENS,
+    CanonConfig,
+    LlamaConfig,
+    is_convolution,
+)
 
 __all__ = [
     "ACTIVATIONS",
@@ -22,6 +27,7 @@ __all__ = [
     "LlamaConfig",
     "ModelConfig",
     "Rope",
+    "is_convolution",
     "printable",
 ]
 

@@ -184,6 +184,15 @@ class ModelConfig:
         """Return the RoPE of each layer; None where queries and keys are not rotated."""
         raise NotImplementedError
 
+    def is_conv(self, _layer: int) -> bool:
+        """Tell whether a layer has a short convolution in the place of attention."""
+        return False
+
+    @property
+    def attention_layers(self) -> tuple[int, ...]:
+        """The layers that have attention: all of them in most models."""
+        return tuple(layer for layer in range(self.n_layers) if not self.is_conv(layer))
+
     @property
     def n_params(self) -> int:
         """The number of trainable parameters."""

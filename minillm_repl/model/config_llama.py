@@ -9,9 +9,15 @@ from minillm_repl.language import _
 from minillm_repl.model.config_base import NO_SCALING, ModelConfig, Rope, printable, with_bias
 
 CANON_TOKENS = 4  # that a Canon layer mixes: a token and the three before it
+MAX_CONV_TOKENS = CANON_TOKENS  # that a short convolution mixes: the cache keeps as many
 # Experts of all layers together: above the largest models of today, and few enough that a hostile
 # file makes no list that fills the memory.
 _MAX_EXPERTS = 65_536
+
+
+def is_convolution(name: str) -> bool:
+    """Tell whether a tensor is of a convolution: its rows are tokens, not those of a matrix."""
+    return ".canon" in name or ".taps" in name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +65,10 @@ class LlamaConfig(ModelConfig):
     norm_topk_prob: bool = False
     routed_layers: tuple[bool, ...] = ()  # whether each layer has experts; (): all have
 
+    # -- short convolutions in the place of attention (LFM2)
+    conv_layers: tuple[bool, ...] = ()  # whether each layer has one; (): none has
+    conv_tokens: int = 3  # that it mixes: a token and those before it
+
     # -- multipliers (Granite, Gemma)
     embedding_multiplier: float = 1.0  # of the token embedding
     residual_multiplier: float = 1.0  # of what attention and MLP add
@@ -92,7 +102,23 @@ class LlamaConfig(ModelConfig):
         self._check_per_layer("sliding_windows", int)
         self._check_per_layer("rope_layers", bool)
         self._check_per_layer("routed_layers", bool)
+        self._check_per_layer("conv_layers", bool)
         self._check_experts()
+        if any(self.conv_layers) and (
+            all(self.conv_layers)
+            or self.conv_tokens > MAX_CONV_TOKENS
+            or self.norm_placement != "pre"
+            or self.has_canon_layers
+        ):
+            raise UserError(
+                _(
+                    "short convolutions of {count:,} tokens in {layers:,} of {all:,} layers are "
+                    "not supported",
+                    count=self.conv_tokens,
+                    layers=sum(self.conv_layers),
+                    all=self.n_layers,
+                )
+            )
 
     def _check_experts(self) -> None:
         """Raise UserError for a mixture of experts whose sizes do not fit together."""
@@ -116,6 +142,10 @@ class LlamaConfig(ModelConfig):
                     width=self.d_expert,
                 )
             )
+
+    def is_conv(self, layer: int) -> bool:
+        """Tell whether a layer has a short convolution in the place of attention."""
+        return bool(self.conv_layers) and self.conv_layers[layer]
 
     def is_routed(self, layer: int) -> bool:
         """Tell whether the MLP of a layer is a mixture of experts."""
@@ -182,12 +212,9 @@ class LlamaConfig(ModelConfig):
                 yield block + "norm1.weight", (d_model,)
             if self.has_canon_layers:
                 yield block + "canon1.weight", (CANON_TOKENS, d_model)
-            rows = self.q_dim + 2 * self.kv_dim
-            yield from with_bias(block + "attention.qkv", rows, d_model, bias=self.qkv_bias)
-            if self.qk_norm:
-                yield block + "attention.q_norm.weight", (self.qk_norm_dims[0],)
-                yield block + "attention.k_norm.weight", (self.qk_norm_dims[1],)
-            yield from with_bias(block + "attention.proj", d_model, self.q_dim, bias=self.out_bias)
+            yield from (
+                self._conv_shapes(layer) if self.is_conv(layer) else (self._attention_shapes(layer))
+            )
             if post:
                 yield block + "post_norm1.weight", (d_model,)
             if pre:
@@ -200,6 +227,21 @@ class LlamaConfig(ModelConfig):
         yield "norm_f.weight", (d_model,)
         if not self.tie_word_embeddings:
             yield "lm_head.weight", (self.vocab_size, d_model)
+
+    def _attention_shapes(self, layer: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+        block, d_model = f"blocks.{layer}.attention.", self.d_model
+        rows = self.q_dim + 2 * self.kv_dim
+        yield from with_bias(block + "qkv", rows, d_model, bias=self.qkv_bias)
+        if self.qk_norm:
+            yield block + "q_norm.weight", (self.qk_norm_dims[0],)
+            yield block + "k_norm.weight", (self.qk_norm_dims[1],)
+        yield from with_bias(block + "proj", d_model, self.q_dim, bias=self.out_bias)
+
+    def _conv_shapes(self, layer: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+        block, d_model = f"blocks.{layer}.conv.", self.d_model
+        yield block + "gates.weight", (3 * d_model, d_model)
+        yield block + "taps.weight", (self.conv_tokens, d_model)
+        yield block + "proj.weight", (d_model, d_model)
 
     def _mlp_shapes(self, layer: int) -> Iterator[tuple[str, tuple[int, ...]]]:
         block, is_routed = f"blocks.{layer}.mlp.", self.is_routed(layer)

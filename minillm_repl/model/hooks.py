@@ -11,6 +11,9 @@ h head):
     blocks.i.attention.normed  (b, t, d_model)   what a Canon layer reads: the normalised stream
     blocks.i.attention.mixed   (b, t, d_model)   what attention reads where there is a Canon layer
     blocks.i.attention.out  (b, t, d_model)      what attention adds to the residual stream
+    blocks.i.conv.gated|mixed  (b, t, d_model)   in a layer with a short convolution (LFM2), which
+                                                 has no q, k, v and z: what it reads after the first
+                                                 gate, and the mix; attention.out is what it adds
     blocks.i.residual.mid   (b, t, d_model)      between attention and MLP; absent where the two
                                                  work side by side (GPT-NeoX)
     blocks.i.mlp.normed|mixed  (b, t, d_model)   the same, of the MLP

@@ -112,8 +112,50 @@ class LlamaAttention(nn.Module):
         return self.proj(z.flatten(2))  # type: ignore[no-any-return]  # (b, t, h*d) -> (b, t, w)
 
 
+class Taps(nn.Module):
+    """The weights of a causal depthwise convolution: (conv_tokens, d_model), the last for the token
+    itself.
+    """
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(config.conv_tokens, config.d_model))
+
+
+class ShortConv(nn.Module):
+    """Mixes each token with the few before it, each dimension by itself, between two gates (LFM2).
+
+    In the place of attention: it has no heads and no positions, and looks back two or three tokens.
+    """
+
+    def __init__(self, config: LlamaConfig, layer: int) -> None:
+        super().__init__()
+        self.layer, self.past = layer, config.conv_tokens - 1
+        self.gates = Linear(config.d_model, 3 * config.d_model, bias=False)
+        self.taps = Taps(config)
+        self.proj = Linear(config.d_model, config.d_model, bias=False)
+
+    def forward(
+        self, x: Tensor, _cos_sin: CosSin | None, cache: KVCache | None, hook: Hook
+    ) -> Tensor:
+        """Mix information between near positions: (b, t, w) -> (b, t, w)."""
+        name = f"blocks.{self.layer}.attention"
+        before, after, value = self.gates(x).chunk(3, dim=-1)  # (b, t, w) each
+        gated = hook(f"blocks.{self.layer}.conv.gated", before * value)
+        if cache is None:
+            recent = F.pad(gated, (0, 0, self.past, 0))  # (b, past + t, w): zeros before the text
+        else:
+            kept = cache.recent(name, gated)  # (b, 3 + t, w)
+            recent = kept[:, CANON_TOKENS - 1 - self.past :]  # (b, past + t, w)
+        windows = recent.unfold(1, self.past + 1, 1)  # (b, t, w, past + 1)
+        mixed = (windows * self.taps.weight.T).sum(-1)  # (b, t, w)
+        mixed = hook(f"blocks.{self.layer}.conv.mixed", mixed)
+        return self.proj(after * mixed)  # type: ignore[no-any-return]  # (b, t, w)
+
+
 class LlamaBlock(nn.Module):
-    """Attention, then the MLP: each reads the residual stream, and adds to it.
+    """Attention, or a short convolution, then the MLP: each reads the residual stream, and adds to
+    it.
 
     What it reads is normalised, or what it adds, or both. A norm that a model lacks is an identity.
     """
@@ -123,7 +165,9 @@ class LlamaBlock(nn.Module):
         self.layer, self.residual_multiplier = layer, config.residual_multiplier
         pre, post = config.norm_placement != "post", config.norm_placement != "pre"
         self.norm1 = RMSNorm(config) if pre else nn.Identity()
-        self.attention = LlamaAttention(config, layer)
+        self.mixer = "conv" if config.is_conv(layer) else "attention"
+        mixer = ShortConv(config, layer) if config.is_conv(layer) else LlamaAttention(config, layer)
+        self.add_module(self.mixer, mixer)
         self.post_norm1 = RMSNorm(config) if post else nn.Identity()
         self.norm2 = RMSNorm(config) if pre else nn.Identity()
         is_routed = config.is_routed(layer)
@@ -142,7 +186,8 @@ class LlamaBlock(nn.Module):
         normed = self.norm1(x)  # (b, t, w)
         if self.canon1 is not None:
             normed = self.canon1(normed, cache, hook)  # (b, t, w)
-        attention_out = self.attention(normed, cos_sin, cache, hook)  # (b, t, w)
+        mix = self.get_submodule(self.mixer)
+        attention_out = mix(normed, cos_sin, cache, hook)  # (b, t, w)
         attention_out = times(self.post_norm1(attention_out), self.residual_multiplier)
         x = x + hook(name + "attention.out", attention_out)  # (b, t, w)
         x = hook(name + "residual.mid", x)
@@ -223,6 +268,10 @@ class Llama(nn.Module):
         for module in self.modules():
             if isinstance(module, LlamaAttention):
                 nn.init.normal_(module.qkv.weight, std=self.config.d_model**-0.5)
+                nn.init.zeros_(module.proj.weight)
+            elif isinstance(module, ShortConv):
+                nn.init.normal_(module.gates.weight, std=self.config.d_model**-0.5)
+                nn.init.ones_(module.taps.weight[-1])
                 nn.init.zeros_(module.proj.weight)
             elif isinstance(module, RoutedMLP):
                 nn.init.normal_(module.router.weight, std=self.config.d_model**-0.5)

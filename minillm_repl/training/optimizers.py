@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from minillm_repl.model.build import LanguageModel
+from minillm_repl.model.config import is_convolution
 from minillm_repl.training.machine import full_tensor, shard_like
 from minillm_repl.training.plan import TrainPlan
 
@@ -58,12 +59,14 @@ def make_optimizers(
     # Only matrices decay: the rest are embeddings, norms, biases and the head. The weights of a
     # Canon layer are a vector for each of four tokens, and no matrix.
     in_blocks = {name: each for name, each in model.blocks.named_parameters() if each.requires_grad}
-    canon = [each for name, each in in_blocks.items() if ".canon" in name]
-    matrices = [each for name, each in in_blocks.items() if each.ndim == 2 and ".canon" not in name]
-    apart = set(map(id, [*matrices, *canon]))
+    mixing = [each for name, each in in_blocks.items() if is_convolution(name)]
+    matrices = [
+        each for name, each in in_blocks.items() if each.ndim == 2 and not is_convolution(name)
+    ]
+    apart = set(map(id, [*matrices, *mixing]))
     groups: list[dict[str, Any]] = [
         {"params": [each for each in trainable_parameters.values() if id(each) not in apart]},
-        {"params": canon, "lr_factor": _CANON_LR_FACTOR},
+        {"params": mixing, "lr_factor": _CANON_LR_FACTOR},
     ]
     optimizers: dict[str, torch.optim.Optimizer] = {}
     if plan.optimizer == "adamw":

@@ -149,7 +149,7 @@ def compute_scan(
     logits, cache = inspected.run_with_cache("attention.z")  # (time, vocab); (time, head, head_dim)
     loss = _losses(inspected, logits[None])[0]
     effects = []
-    for layer in range(inspected.config.n_layers):
+    for layer in inspected.config.attention_layers:
         name = f"blocks.{layer}.attention.z"
         z = cache[name]
         instead = z.mean(0) if how == "mean" else torch.zeros_like(z[0])  # (head, head_dim)

@@ -58,7 +58,9 @@ def weights(inspected: InspectedText, layer: int | None = None) -> "dict[int, Te
     """
     from minillm_repl.model.attention import attention_weights
 
-    layers = range(inspected.config.n_layers) if layer is None else [layer]
+    layers = inspected.config.attention_layers if layer is None else (layer,)
+    if layer is not None:
+        check_layer(inspected.config, layer, 0)
     prefix = "" if layer is None else f"blocks.{layer}."
     cache = inspected.run_with_cache(
         prefix + "attention.q", prefix + "attention.k", last_only=True

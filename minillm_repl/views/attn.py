@@ -173,7 +173,9 @@ def compute_focus(inspected: InspectedText, token: int | None = None) -> FocusVi
     return FocusView(inspected.tokens, tuple(heads), answer_token, **inspected.window_fields)
 
 
-def _added_by_heads(inspected: InspectedText, token: int | None) -> tuple[int, list[list[float]]]:
+def _added_by_heads(
+    inspected: InspectedText, token: int | None
+) -> tuple[int, dict[int, list[float]]]:
     """Return the token asked about, else the most likely next one, and what each head adds to its
     logit: [layer][head].
     """
@@ -183,14 +185,14 @@ def _added_by_heads(inspected: InspectedText, token: int | None) -> tuple[int, l
     last_residual = cache[f"blocks.{inspected.config.n_layers - 1}.residual"][-1]  # (d_model,)
     answer = topk_ids(logits[0], 1)[0] if token is None else token
     direction = logit_direction(inspected.model, last_residual, answer)[0]  # (d_model,)
-    added = []
-    for layer in range(inspected.config.n_layers):
+    added = {}
+    for layer in inspected.config.attention_layers:
         z = cache[f"blocks.{layer}.attention.z"][-1]  # (head, head_dim)
         # One row has one head alone; the last row has none, so that its output is the bias.
         alone = torch.cat([torch.diag_embed(z.T).permute(1, 2, 0), torch.zeros_like(z)[None]])
         projection = inspected.model.get_submodule(f"blocks.{layer}.attention.proj")
         written = projection(alone.flatten(1))  # (head + 1, d_model)
-        added.append(((written[:-1] - written[-1]).double() @ direction).tolist())
+        added[layer] = ((written[:-1] - written[-1]).double() @ direction).tolist()
     return answer, added
 
 

@@ -26,11 +26,14 @@ def written(inspected: InspectedText, cache: "dict[str, Tensor]") -> "dict[str, 
     stream = parts["embedding"]
     for layer in range(inspected.config.n_layers):
         block = f"blocks.{layer}."
-        heads = _heads(inspected.model, layer, cache[block + "attention.z"])
-        heads = _through_end_of_attention(inspected.model, layer, heads)
         attention, mlp = cache[block + "attention.out"], cache[block + "mlp.out"]
-        changed = differs(attention, sum(heads.values(), torch.zeros_like(attention)))
-        parts |= {f"attention {layer}": attention} if changed else heads
+        if inspected.config.is_conv(layer):
+            parts[f"convolution {layer}"] = attention
+        else:
+            heads = _heads(inspected.model, layer, cache[block + "attention.z"])
+            heads = _through_end_of_attention(inspected.model, layer, heads)
+            changed = differs(attention, sum(heads.values(), torch.zeros_like(attention)))
+            parts |= {f"attention {layer}": attention} if changed else heads
         parts[f"feed-forward {layer}"] = mlp
         expected, stream = stream + attention + mlp, cache[block + "residual"]
         if differs(stream, expected):

@@ -10,13 +10,15 @@ if TYPE_CHECKING:
 
 
 def trace(inspected: InspectedText, names: Iterable[str]) -> "dict[str, Tensor]":
-    """Return the tensors of one pass: all of block 0, the end of the last block, and the rest.
+    """Return the tensors of one pass: all of the first block with attention (in most models, block
+    0), the end of the last block, and the rest.
 
     `names` are those that are shown, without their block. The tensors have no batch dimension.
     """
     from minillm_repl.model.attention import attention_weights
 
-    model, block = inspected.model, inspected.model.blocks[0]
+    model, number = inspected.model, inspected.config.attention_layers[0]
+    block, prefix = model.blocks[number], f"blocks.{number}."
     tensors: dict[str, Tensor] = {}
 
     def keep(name: str) -> "Callable[..., None]":
@@ -30,8 +32,8 @@ def trace(inspected: InspectedText, names: Iterable[str]) -> "dict[str, Tensor]"
     attention, mlp = block.get_submodule("attention"), block.get_submodule("mlp")
     handles = [
         model.token_embedding.register_forward_hook(keep("token_embedding")),
-        attention.register_forward_pre_hook(keep("blocks.0.attention.input")),
-        mlp.register_forward_pre_hook(keep("blocks.0.mlp.input")),
+        attention.register_forward_pre_hook(keep(prefix + "attention.input")),
+        mlp.register_forward_pre_hook(keep(prefix + "mlp.input")),
     ]
     positions = getattr(model, "position_embedding", None)
     if positions is not None:
@@ -40,20 +42,21 @@ def trace(inspected: InspectedText, names: Iterable[str]) -> "dict[str, Tensor]"
     last = f"blocks.{len(model.blocks) - 1}.residual"
     try:
         logits, cache = inspected.run_with_cache(
-            "embedding", *(f"blocks.0.{name}" for name in inside), last, "final"
+            "embedding", *(prefix + name for name in inside), last, "final"
         )  # (time, vocab)
     finally:
         for handle in handles:
             handle.remove()
     if model.config.has_canon_layers:  # what is normalised and what is read are two tensors
-        del tensors["blocks.0.attention.input"], tensors["blocks.0.mlp.input"]
-    q, k = cache["blocks.0.attention.q"], cache["blocks.0.attention.k"]
-    window = (inspected.config.sliding_windows or (0,))[0]
+        del tensors[prefix + "attention.input"], tensors[prefix + "mlp.input"]
+    q, k = cache[prefix + "attention.q"], cache[prefix + "attention.k"]
+    windows = inspected.config.sliding_windows
+    window = windows[number] if windows else 0
     weights = attention_weights(q[None], k[None], inspected.config, window)
     return {
         **tensors,
         **cache,
-        "blocks.0.attention.weights": weights[0],
+        prefix + "attention.weights": weights[0],
         "logits": logits,
         "probabilities": logits[-1].double().softmax(-1),
     }

@@ -263,6 +263,15 @@ def check_layer(config: AnyConfig, layer: int, head: int | None = None) -> None:
                 last=config.n_layers - 1,
             )
         )
+    if head is not None and config.is_conv(layer):
+        raise UserError(
+            _(
+                "layer {layer} has a short convolution, and no heads; layers with attention: "
+                "{layers:.60}",
+                layer=layer,
+                layers=", ".join(map(str, config.attention_layers)),
+            )
+        )
     if head is not None and not 0 <= head < config.n_heads:
         raise UserError(
             _(

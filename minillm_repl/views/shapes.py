@@ -89,7 +89,7 @@ class ShapesView(View, Truncation):
 
     text: str
     tokens: tuple[Token, ...]
-    rows: tuple[ShapeRow, ...]  # block 0 in full, and the end of the last block
+    rows: tuple[ShapeRow, ...]  # the first block with attention, and the end of the last
     sampling: str  # the samplers that are active
     candidates: int  # tokens that can be sampled
     drawn: tuple[Likely, ...]  # the most likely of them, with the probability of being sampled
@@ -146,8 +146,8 @@ class ShapesView(View, Truncation):
         for row in self.rows:
             if row.name == "embedding" and row.numbers == self.rows[0].numbers:
                 continue  # it is the token embedding
-            if row.name in ("blocks.0.attention.input", "blocks.0.attention.normed"):
-                add(_("block {number}", number=0), "", "", Text())
+            if row.name.endswith((".attention.input", ".attention.normed")):
+                add(_("block {number}", number=int(row.name.split(".")[1])), "", "", Text())
             shape_text = " × ".join(f"{size:,}" for size in row.shape)
             add(
                 self._screen_name(row), " × ".join(row.dims), shape_text, _draw_values(row, fitting)
@@ -158,16 +158,25 @@ class ShapesView(View, Truncation):
         add(_("can be sampled"), "", f"{self.candidates:,}", drawn)
         return table
 
+    @property
+    def _block(self) -> str:
+        """The number of the block that is shown in full: the first with attention."""
+        inside = next(row.name for row in self.rows if row.name.endswith(".attention.q"))
+        return inside.split(".")[1]
+
     def _screen_name(self, row: ShapeRow) -> str:
-        """Return the name of a row on the screen: what is inside block 0 is indented."""
+        """Return the name of a row on the screen: what is inside the block is indented."""
         if row.name == "embedding" and not self._learns_positions:
             return _("scaled embeddings")
         if not row.name.startswith("blocks."):
             return _(_TENSORS[row.name][1])
         block, _dot, name = row.name.removeprefix("blocks.").partition(".")
-        if block != "0":
+        if block != self._block:
             same = _("block 1: the same")
-            return same if block == "1" else _("blocks 1 to {last}: the same", last=block)
+            several = _("blocks 1 to {last}: the same", last=block)
+            return (
+                _("the other blocks") if self._block != "0" else same if block == "1" else several
+            )
         label = _(_TENSORS[name][1])
         if name.endswith(".input") and self.norm_placement == "post":
             label = _("residual stream")
@@ -234,10 +243,12 @@ def compute_sizes(inspected: InspectedText) -> dict[str, int]:
 
 
 def _rows(tensors: "dict[str, Tensor]") -> tuple[ShapeRow, ...]:
-    order = [f"blocks.0.{name}" if "." in name or name == "residual" else name for name in _TENSORS]
+    queries = next(name for name in tensors if name.endswith(".attention.q"))
+    block = queries.removesuffix("attention.q")  # `blocks.0.`
+    order = [block + name if "." in name or name == "residual" else name for name in _TENSORS]
     end = order.index("final")
     order[end:end] = [name for name in tensors if name.endswith(".residual") and name not in order]
-    grouped = tensors["blocks.0.attention.k"].shape != tensors["blocks.0.attention.q"].shape
+    grouped = tensors[block + "attention.k"].shape != tensors[queries].shape
     return tuple(_row(name, tensors[name], grouped=grouped) for name in order if name in tensors)
 
 

@@ -137,7 +137,8 @@ def _with_sizes(comment: str, sizes: Mapping[str, int]) -> str:
 
 def _parts(model: "LanguageModel") -> dict[str, Any]:
     """Return the parts of this program that the open model uses, by name."""
-    paths = dict(_OF_MODEL)
+    first = model.config.attention_layers[0]  # in most models, 0
+    paths = {name: path.replace(".0", f".{first}") for name, path in _OF_MODEL.items()}
     if not model.config.has_canon_layers:
         del paths["canon"]
     parts: dict[str, Any] = {name: type(model.get_submodule(path)) for name, path in paths.items()}

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 _ROWS = 14  # parts that have a row of their own; the others share one
 # The kinds of parts that belong to a layer: 0 to its attention, 1 to its MLP.
-_OF_LAYER = {"head": 0, "attention": 0, "attention bias": 0, "feed-forward": 1}
+_OF_LAYER = {"head": 0, "attention": 0, "attention bias": 0, "convolution": 0, "feed-forward": 1}
 
 
 @dataclass(frozen=True)

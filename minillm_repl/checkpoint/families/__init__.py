@@ -7,6 +7,7 @@ from minillm_repl.checkpoint.families.family import Family
 from minillm_repl.checkpoint.families.gemma import GEMMA2, GEMMA3, GEMMA3_IMAGES
 from minillm_repl.checkpoint.families.gpt import GPT2, GPT_NEOX
 from minillm_repl.checkpoint.families.granite import GRANITE, GRANITE_HYBRID, HYPERCLOVAX
+from minillm_repl.checkpoint.families.lfm2 import LFM2
 from minillm_repl.checkpoint.families.llama import LLAMA, MISTRAL, PHI3, QWEN2, QWEN3, SMOLLM3
 from minillm_repl.checkpoint.families.post_norm import EXAONE3, EXAONE4, OLMO2, OLMO3
 from minillm_repl.errors import UserError
@@ -18,7 +19,7 @@ from minillm_repl.safetext import safe_line
 FAMILIES = (
     *(GPT2, GPT_NEOX, LLAMA, MISTRAL, QWEN2, QWEN3, SMOLLM3, PHI3),
     *(GRANITE, GRANITE_HYBRID, HYPERCLOVAX, OLMO2, OLMO3, EXAONE4, EXAONE3),
-    *(GEMMA2, GEMMA3, GEMMA3_IMAGES, QWEN3_MOE, OLMOE, GRANITE_MOE),
+    *(GEMMA2, GEMMA3, GEMMA3_IMAGES, QWEN3_MOE, OLMOE, GRANITE_MOE, LFM2),
 )
 
 # Types whose published folders name code of their own (`auto_map`), which is not needed here.

@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from minillm_repl.checkpoint import AS_IS, TRANSPOSED, Layout, SourceTensor, WeightMap
+from minillm_repl.checkpoint import AS_IS, Layout, SourceTensor, WeightMap
 from minillm_repl.checkpoint.families.fields import ConfigFields
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
@@ -98,11 +98,9 @@ class Family:
         ]
         layout = self.layouts(config).get(key, AS_IS)
         shapes = split_shape(config, len(theirs), shape)
-        # The shapes are those in the file.
-        if layout is TRANSPOSED:
-            shapes = [shape[::-1] for shape in shapes]
         return tuple(
-            SourceTensor(each, shape, layout) for each, shape in zip(theirs, shapes, strict=True)
+            SourceTensor(each, layout.file_shape(shape), layout)
+            for each, shape in zip(theirs, shapes, strict=True)
         )
 
     def _stacked_source(

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from minillm_repl.kernels.structs import KINDS, PANELS, Expert, Layer, Matrix, Model, Norm
 from minillm_repl.model.bfloat16 import dtype_name, to_float32
-from minillm_repl.model.config import AnyConfig, GPTConfig
+from minillm_repl.model.config import CANON_TOKENS, AnyConfig, GPTConfig, is_convolution
 from minillm_repl.model.config_base import ACTIVATIONS, Rope
 from minillm_repl.model.quantised import BlockMatrix, QuantisedMatrix, quantise
 
@@ -34,7 +34,7 @@ def quantise_tensors(
     """Return a model's tensors with the matrices in 8 or 4 bits."""
     return {
         name: array
-        if array.ndim == 1 or name == _POSITIONS or ".canon" in name
+        if array.ndim == 1 or name == _POSITIONS or is_convolution(name)
         else quantise(array[:], bits if name.startswith("blocks.") else _OUTSIDE_BITS, threads)
         for name, array in tensors.items()
     }
@@ -124,11 +124,16 @@ class _Builder:
             k_norm=self.norm(block + "attention.k_norm"),
             canon1=self.vector(block + "canon1.weight"),
             canon2=self.vector(block + "canon2.weight"),
-            qkv=(Matrix * 3)(*self.matrices(block + "attention.qkv")),
-            proj=self.matrix(block + "attention.proj"),
             window=config.sliding_windows[index] if config.sliding_windows else 0,
             rope=-1 if rope is None else distinct_ropes(config).index(rope),
         )
+        if config.is_conv(index):
+            layer.taps = self._taps(block + "conv.taps.weight")
+            layer.gates = self.matrix(block + "conv.gates")
+            layer.proj = self.matrix(block + "conv.proj")
+        else:
+            layer.qkv = (Matrix * 3)(*self.matrices(block + "attention.qkv"))
+            layer.proj = self.matrix(block + "attention.proj")
         if config.is_routed(index):
             layer.router = self.matrix(block + "mlp.router")
             experts = (Expert * config.n_experts)(
@@ -161,6 +166,15 @@ class _Builder:
             if name + ".weight" in self._tensors:
                 return Norm(self._scale(name + ".weight"), self.vector(name + ".bias"))
         return Norm()
+
+    def _taps(self, name: str) -> int:
+        """Return the address of the weights of a convolution, with zeros for the tokens before the
+        first that it mixes: (CANON_TOKENS, d_model).
+        """
+        array = self._tensors[name]
+        assert not isinstance(array, QuantisedMatrix | BlockMatrix)
+        taps = to_float32(array)
+        return self._keep(np.pad(taps, ((CANON_TOKENS - len(taps), 0), (0, 0))))
 
     def _scale(self, name: str) -> int:
         """Return the address of what a norm multiplies by, in float32."""

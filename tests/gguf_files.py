@@ -14,6 +14,7 @@ ARCHITECTURES = {
     "gpt_neox": "gptneox", "smollm3": "smollm3", "granite": "granite", "exaone4": "exaone4",
     "olmo2": "olmo2", "phi3": "phi3", "gemma2": "gemma2", "gemma3_text": "gemma3",
     "qwen3_moe": "qwen3moe", "olmoe": "olmoe", "granitemoe": "granitemoe",
+    "lfm2": "lfm2",
 }  # fmt: skip
 _INTERLEAVED = ("llama", "smollm3", "granite", "granitemoe")  # rows of q and k
 _PLUS_ONE = ("gemma2", "gemma3_text")  # the norms of a file have 1 + weight
@@ -62,7 +63,8 @@ def write(model, path: Path, kind: Type = Type.F32, metadata=None, kinds=None, s
             part in parameter for part in ("c_attn.weight", "c_proj.weight", "c_fc.weight")
         )
         array, back = layout(config, parameter, array.T if turned else array)
-        ends = {"ffn_gate_inp.weight": Type.F32, **(kinds or {})}
+        usual = {"ffn_gate_inp.weight": Type.F32, "shortconv.conv.weight": Type.F32}
+        ends = usual | (kinds or {})
         wanted = next((t for end, t in ends.items() if theirs.endswith(end)), kind)
         data, chosen = stored(array, wanted)
         writer.add_tensor(theirs, data, raw_dtype=chosen)
@@ -95,6 +97,8 @@ def layout(config, parameter, array):
         return apart, lambda x: x.reshape(3, heads, -1, *shape[1:]).swapaxes(0, 1).reshape(shape)
     if config.model_type in _PLUS_ONE and parameter.endswith("norm.weight"):
         return array + np.float32(1), lambda x: x - np.float32(1)
+    if parameter.endswith("conv.conv.weight"):
+        return array[:, 0], lambda x: x[:, None]
     which = next((part for part in ("q_proj", "k_proj") if part in parameter), None)
     if which and ARCHITECTURES[config.model_type] in _INTERLEAVED:
         heads = config.num_attention_heads if which == "q_proj" else config.num_key_value_heads
@@ -136,8 +140,12 @@ def write_config(writer, config) -> None:
     if config.model_type == "gpt_neox":
         writer.add_parallel_residual(config.use_parallel_residual)
         return
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_layer_norm_rms_eps(text.get("rms_norm_eps") or text["norm_eps"])
+    heads = config.num_key_value_heads
+    if config.model_type == "lfm2":
+        heads = [0 if kind == "conv" else heads for kind in config.layer_types]
+        writer.add_shortconv_l_cache(config.conv_L_cache)
+    writer.add_head_count_kv(heads)
     writer.add_key_length(head_dim)
     writer.add_value_length(head_dim)
     if text.get("sliding_window"):

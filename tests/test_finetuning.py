@@ -25,6 +25,7 @@ from minillm_repl.commands.training_screen import describe_method
 from minillm_repl.errors import UserError
 from minillm_repl.model.bfloat16 import BFLOAT16
 from minillm_repl.model.build import build
+from minillm_repl.model.config import is_convolution
 from minillm_repl.model.layers import add_adapters, merge_adapters
 from minillm_repl.repl.model_loading import ModelLoader
 from minillm_repl.repl.session import Session
@@ -473,7 +474,7 @@ def test_special_names_of_the_wrong_kind_are_refused(names):
 
 # -- LoRA
 
-MODELS = ["note", "gpt2", "gpt_neox", "llama", "qwen3 tied, biased"]
+MODELS = ["note", "gpt2", "gpt_neox", "llama", "qwen3 tied, biased", "lfm2"]
 RANK = 3
 
 
@@ -524,17 +525,18 @@ def logits(checkpoint, ids):
     return logits_of(build(checkpoint.config, checkpoint.tensors), ids)
 
 
+def is_adapted(name, array):
+    """Whether a tensor is a matrix of a block; the weights of a convolution are none."""
+    return name.startswith("blocks.") and array.ndim == 2 and not is_convolution(name)
+
+
 def test_a_fresh_adapter_changes_nothing_and_alone_can_learn(base):
     model, ids = build(base.config, base.tensors), ids_of(base)
     expected = logits_of(model, ids)
     add_adapters(model, RANK)
     assert torch.equal(logits_of(model, ids), expected)
     names = {name for name, each in model.named_parameters() if each.requires_grad}
-    matrices = [
-        name
-        for name, array in base.tensors.items()
-        if name.startswith("blocks.") and array.ndim == 2
-    ]
+    matrices = [name for name, array in base.tensors.items() if is_adapted(name, array)]
     assert names == {name.replace("weight", side) for name in matrices for side in ("up", "down")}
     for name, weight in merge_adapters(model.state_dict()).items():
         assert weight.numpy().tobytes() == base.tensors[name].tobytes(), name
@@ -549,7 +551,7 @@ def test_training_an_adapter_leaves_the_model_beside_it_as_it_was_bit_by_bit(bas
         stem, _, kind = name.rpartition(".")
         kept = state.get(f"{stem}.base.{kind}", state.get(name))
         assert kept.numpy().tobytes() == bits == base.tensors[name].tobytes(), name
-        if name.startswith("blocks.") and base.tensors[name].ndim == 2:
+        if is_adapted(name, base.tensors[name]):
             difference = torch.from_numpy(after.tensors[name] - base.tensors[name]).double()
             assert (torch.linalg.svdvals(difference) > 1e-5).sum() == RANK, name
         else:

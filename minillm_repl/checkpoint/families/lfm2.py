@@ -130,5 +130,5 @@ LFM2 = Family(
     },
     arch="llama",
     field_aliases={"norm_eps": "rms_norm_eps", "tie_embedding": "tie_word_embeddings"},
-    layouts=lambda config: {"conv.taps": _CONV1D} if config.conv_layers else {},
+    layouts=lambda _config: {"conv.taps": _CONV1D},
 )

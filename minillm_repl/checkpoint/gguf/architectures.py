@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from minillm_repl.checkpoint import AS_IS, Layout, SourceTensor, WeightMap
+from minillm_repl.checkpoint import AS_IS, TRANSPOSED, Layout, SourceTensor, WeightMap
 from minillm_repl.checkpoint.families.family import split_name, split_shape
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
@@ -132,6 +132,11 @@ ARCHITECTURES = (
         # Older files leave out both bases.
         constants={**_NO_BIAS, "rope_theta": 1e6, "rope_local_base_freq": 1e4},
     ),
+    _like_llama(
+        "lfm2",
+        keys={"conv_L_cache": "shortconv.l_cache"},
+        constants={"rope_theta": 1e6, "block_auto_adjust_ff_dim": False},
+    ),
     Architecture(
         name="gpt2",
         model_type="gpt2",
@@ -170,6 +175,9 @@ _NAMES: dict[str, tuple[tuple[str, ...], ...]] = {
     "attention.q_norm": (("blk.{}.attn_q_norm",),),
     "attention.k_norm": (("blk.{}.attn_k_norm",),),
     "attention.proj": (("blk.{}.attn_output",),),
+    "conv.gates": (("blk.{}.shortconv.in_proj",),),
+    "conv.taps": (("blk.{}.shortconv.conv",),),
+    "conv.proj": (("blk.{}.shortconv.out_proj",),),
     "post_norm1": (("blk.{}.post_attention_norm",),),
     "norm2": (("blk.{}.ffn_norm",),),
     "mlp.gate_up": (("blk.{}.ffn_gate", "blk.{}.ffn_up"), ("blk.{}.ffn_up",)),
@@ -183,10 +191,15 @@ _NAMES: dict[str, tuple[tuple[str, ...], ...]] = {
     "mlp.experts.down": (("blk.{}.ffn_down_exps",),),
     "mlp.down": (("blk.{}.ffn_down",),),
     "post_norm2": (("blk.{}.post_ffw_norm",),),
-    "norm_f": (("output_norm",),),
+    "norm_f": (("output_norm",), ("token_embd_norm",)),
     "lm_head": (("output",),),
 }
 _NAMES |= {"ln1": _NAMES["norm1"], "ln2": _NAMES["norm2"], "ln_f": _NAMES["norm_f"]}
+
+
+# Of the alternatives below, what an architecture has where it is not the first.
+_FUSED = ("attention.qkv", "mlp.gate_up")
+_TAKES_LAST = {"gpt2": _FUSED, "gptneox": _FUSED, "phi3": _FUSED, "lfm2": ("norm_f",)}
 
 
 def find_architecture(metadata: Mapping[str, Any]) -> Architecture:
@@ -214,14 +227,19 @@ def gguf_weight_map(
         alternatives = [
             [f"{each.format(*numbers)}.{ending}" for each in parts] for parts in _NAMES[key]
         ]
-        fused = architecture.name in ("gpt2", "gptneox", "phi3")
-        usual = alternatives[-1 if fused else 0]
+        usual = alternatives[-1 if key in _TAKES_LAST.get(architecture.name, ()) else 0]
         theirs = next((parts for parts in alternatives if set(parts) <= set(names)), usual)
         # Gemma's norms multiply by 1 + weight; a file has the sum.
         layouts = [_PLUS_ONE if config.norm_plus_one and len(shape) == 1 else AS_IS] * len(theirs)
+        if key == "conv.taps":
+            layouts = [TRANSPOSED]
         if architecture.interleaved and len(theirs) == 3:
             layouts[:2] = [_interleaved(config.n_heads), _interleaved(config.n_kv_heads)]
-        pieces = zip(theirs, split_shape(config, len(theirs), shape), layouts, strict=True)
+        shapes = split_shape(config, len(theirs), shape)
+        pieces = [
+            (each, layout.file_shape(part), layout)
+            for each, part, layout in zip(theirs, shapes, layouts, strict=True)
+        ]
         if len(numbers) < 2:
             sources[name] = tuple(SourceTensor(*each) for each in pieces)
             continue

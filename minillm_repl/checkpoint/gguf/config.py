@@ -79,11 +79,23 @@ def _derived_fields(metadata: Mapping[str, Any], architecture: Architecture) -> 
     if name in _ROTARY_PCT:
         rotary = _positive(metadata, f"{name}.rope.dimension_count")
         fields[_ROTARY_PCT[name]] = rotary * heads / width
+    if name == "lfm2":
+        fields |= _convolutions(metadata.get("lfm2.attention.head_count_kv"))
     if name in _WIDE_GEMMAS:
         is_wide = metadata.get(f"{name}.block_count") == _WIDE_GEMMAS[name]
         usual = metadata.get(f"{name}.attention.key_length", width // heads)
         fields["query_pre_attn_scalar"] = width // heads if is_wide else usual
     return fields
+
+
+def _convolutions(kv_heads: Any) -> dict[str, Any]:
+    """Return which layers have attention: a file has the KV heads of each layer, or 0."""
+    if not isinstance(kv_heads, list) or not all(type(each) is int for each in kv_heads):
+        return {}
+    return {
+        "num_key_value_heads": max(kv_heads, default=0),
+        "layer_types": ["full_attention" if each else "conv" for each in kv_heads],
+    }
 
 
 def _positive(metadata: Mapping[str, Any], key: str) -> int:

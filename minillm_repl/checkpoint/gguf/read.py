@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from minillm_repl.checkpoint import (
+    TRANSPOSED,
     Checkpoint,
     ReadOptions,
     SourceTensor,
@@ -142,6 +143,9 @@ def _read_rows(piece: SourceTensor, location: TensorLocation, name: str) -> RowB
     start = info.start + (piece.index or 0) * size
     with convert_read_errors(name):
         data = np.fromfile(path, np.uint8, size, offset=start).reshape(shape)
+    if piece.layout is TRANSPOSED:  # a convolution, whose numbers change places, not its rows
+        taps = RowBlocks(kind, data).to_float32().T
+        return RowBlocks(F32, np.ascontiguousarray(taps).view(np.uint8))
     if len(piece.part_shape) > 1:
         return RowBlocks(kind, np.ascontiguousarray(piece.layout.from_file(data)))
     # The layout of a vector moves its values, not its one row.

@@ -168,6 +168,10 @@ def _sizes(
                 f"{name}.rope.scaling.type": "linear",
                 f"{name}.rope.scaling.factor": config.rope.factor,
             }
+    if config.attention_layers != tuple(range(config.n_layers)):  # one number for each layer
+        sizes[f"{name}.attention.head_count_kv"] = [
+            0 if config.is_conv(layer) else config.n_kv_heads for layer in range(config.n_layers)
+        ]
     if isinstance(config, LlamaConfig):
         # Gemma 3's fields have the two by layer type.
         sizes[f"{name}.rope.freq_base"] = config.rope.theta

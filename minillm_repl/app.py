@@ -19,7 +19,7 @@ from minillm_repl.environment import (
     spool_stdin,
 )
 from minillm_repl.errors import UserError
-from minillm_repl.language import _
+from minillm_repl.language import _, current_language
 from minillm_repl.lessons.progress import Progress
 from minillm_repl.render.console import Screen, make_console, make_screen
 from minillm_repl.repl.greeting import greet
@@ -42,6 +42,7 @@ from minillm_repl.repl.workspace import ReadOnly, RecentModels, Workspace, Writa
 from minillm_repl.safetext import safe_line
 from minillm_repl.storage.paths import (
     DEFAULT_MODEL,
+    ENGLISH_MODEL,
     LESSON_MODEL,
     exists,
     find_checkpoint,
@@ -78,9 +79,25 @@ class Start:
 
     @property
     def checkpoint(self) -> str:
-        """What to open, as the user named it."""
-        default = DEFAULT_MODEL if self.options.lesson is None else LESSON_MODEL
-        return default if self.launch.ckpt == "auto" else self.launch.ckpt
+        """What to open, as the user named it, or else what suits."""
+        options = self.options
+        if self.launch.ckpt != "auto":
+            return self.launch.ckpt
+        if options.lesson is not None:
+            return LESSON_MODEL
+        # What a script opens must not depend on the locale.
+        is_scripted = options.serve is not None or self.training is not None
+        if self.has_person and not is_scripted and current_language() == "en":
+            return ENGLISH_MODEL
+        return DEFAULT_MODEL
+
+    @property
+    def has_person(self) -> bool:
+        """Whether somebody types: not with -p, --eval, --json or in several processes."""
+        options, environment = self.options, self.environment
+        is_one_shot = options.prompt is not None or options.eval is not None
+        alone = not is_one_shot and not options.json and environment.world_size == 1
+        return alone and environment.stdin.isatty()
 
 
 def run(start: Start) -> ExitStatus:
@@ -130,12 +147,9 @@ def run(start: Start) -> ExitStatus:
 
 def _terminal(start: Start) -> TextIO | None:
     """Return where a person who types sees the prompt; None if nobody types."""
-    environment, options = start.environment, start.options
-    # With -p, --eval, --json or several processes, nobody types, whatever stdin is.
-    is_one_shot = options.prompt is not None or options.eval is not None
-    alone = not is_one_shot and not options.json and environment.world_size == 1
-    if not alone or not environment.stdin.isatty():
+    if not start.has_person:
         return None
+    environment = start.environment
     return environment.stdout if environment.stdout.isatty() else open_terminal(environment)
 
 

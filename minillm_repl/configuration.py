@@ -33,7 +33,8 @@ class Launch:
         "auto",
         str,
         "checkpoint to open: a file, a Hugging Face folder, a name that :models lists, or the "
-        "address of a server (http://127.0.0.1:8080); auto: hangul, or nalssi for a lesson",
+        "address of a server (http://127.0.0.1:8080); auto: hangul, at an English prompt story, "
+        "in a lesson nalssi",
         metavar="PATH",
     )
     model: str = setting(

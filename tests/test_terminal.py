@@ -957,10 +957,17 @@ def test_what_is_proposed_to_type_is_something_that_the_model_knows(visit, name,
     visit(ckpt=name).wait_for(f"type the start of a text, {example} :help")
 
 
-def test_who_names_no_model_is_told_what_the_open_one_speaks_and_which_others_there_are(visit):
-    hint = "This model speaks Korean. English: `:load story` · smallest: `:load nalssi`"
-    unnamed, named = visit(ckpt="auto"), visit(ckpt="nalssi")
-    for terminal in (unnamed, named):
+def test_who_names_no_model_gets_one_of_their_language_and_is_told_what_to_say_to_it(visit):
+    english, korean = visit(ckpt="auto"), visit("--lang", "ko", ckpt="auto")
+    hangul = visit("--ckpt", "hangul", ckpt="auto")
+    for terminal, model, hint, other in (
+        (english, "story", "It does not answer. Try: Once upon a time\n", "`:load hangul`"),
+        (korean, "hangul", "이렇게 말해 보세요: 심심해", "`:load nalssi`"),
+        (hangul, "hangul", "This model talks in Korean only. Try: 심심해", "`:load story`"),
+    ):
         terminal.wait_for_prompt()
-    assert hint in unnamed.text
-    assert hint not in named.text
+        assert terminal.lines[0].startswith(f"minillm-repl  {model} · ")
+        assert hint in terminal.text
+        assert other in terminal.text
+        assert all(cell_len(line) <= 80 for line in terminal.lines)
+    assert "nalssi" not in hangul.text  # who has named a model needs no other

@@ -1,5 +1,7 @@
 """The first lines of a session: what is open, and how to go on."""
 
+from pathlib import Path
+
 from rich.console import Console
 from rich.text import Text
 
@@ -10,7 +12,12 @@ from minillm_repl.render.console import FIGURES, TITLE
 from minillm_repl.render.tables import headline
 from minillm_repl.repl.shell import Shell
 from minillm_repl.safetext import safe_line
-from minillm_repl.storage.paths import checkpoint_title, server_url, shipped_names
+from minillm_repl.storage.paths import (
+    checkpoint_title,
+    is_shipped,
+    server_url,
+    shipped_names,
+)
 
 
 def greet(shell: Shell, out: Console) -> None:
@@ -39,10 +46,25 @@ def greet(shell: Shell, out: Console) -> None:
         hint = _(":help lists the commands · :verbose shows the model's candidates · Ctrl-D quits")
     out.print(Text.assemble(("minillm-repl", TITLE), f"  {about}"))
     out.print(Text(hint, FIGURES))
-    if not workspace.user_selected:
-        out.print(
-            Text(
-                _("This model speaks Korean. English: `:load story` · smallest: `:load nalssi`"),
-                FIGURES,
-            )
+    for line in _speaks(path, named=workspace.user_selected):
+        out.print(Text(line, FIGURES))
+
+
+def _speaks(path: Path, *, named: bool) -> list[str]:
+    """Return what the shipped models need said, before somebody says the wrong thing to them."""
+    name = path.stem if is_shipped(path) else ""
+    lines = []
+    if name == "story":
+        lines.append(
+            _("This model continues English tales. It does not answer. Try: Once upon a time")
         )
+    elif name == "hangul":
+        lines.append(
+            _("This model talks in Korean only. Try: 심심해 · English tales: `:load story`")
+        )
+    if not named:
+        if name == "story":
+            lines.append(_("`:load hangul` answers, in Korean · :models lists what else opens"))
+        else:
+            lines.append(_("Smallest model: `:load nalssi` · :models lists what else opens"))
+    return lines

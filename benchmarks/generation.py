@@ -95,7 +95,7 @@ def bare_tokens_per_second(decoder: "Decoder", ids: list[int]) -> float:
         decoder.trim(0)
         logits = decoder.prefill(ids)
         for _ in range(SHORT):
-            logits = decoder.decode(sample_token(softmax(logits)[0], rng))
+            logits = decoder.decode(sample_token(softmax(logits)[0], rng.random()))
         made += SHORT
     return made / (perf_counter() - started)
 

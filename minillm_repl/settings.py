@@ -178,7 +178,7 @@ def with_values(settings: SettingsT, values: Mapping[str, Any]) -> SettingsT:
         full, spec = find(settings, name)
         if value is None:
             continue
-        if isinstance(default_of(settings, full), tuple):  # strings, which are taken as they are
+        if spec.parse is strings:  # they are taken as they are
             chosen = (value,) if isinstance(value, str) else tuple(map(str, value))
         elif any(
             # A number that stands for auto is ours: who gives 0 steps did not mean auto.
@@ -187,7 +187,8 @@ def with_values(settings: SettingsT, values: Mapping[str, Any]) -> SettingsT:
         ):
             chosen = value
         else:
-            chosen = parse_value(spec, full, str(value))
+            text = " ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
+            chosen = parse_value(spec, full, text)
         changed = {_private(full): chosen}
         settings = dataclasses.replace(settings, **changed)  # type: ignore[type-var]
     return settings

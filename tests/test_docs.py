@@ -119,12 +119,14 @@ def test_the_sampler_that_the_documents_add_works(tmp_path):
     """Its parts are put where docs/adding.md says; transformers' own processor is the oracle."""
     package = tmp_path / "minillm_repl"
     shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__"))
-    field, function, stage = re.split(r"# generate/.*\n", example_of(r"```python\n(.*?)```"))[1:]
-    options, sampling = package / "generate" / "__init__.py", package / "generate" / "sampling.py"
+    example = example_of(r"```python\n(.*?)```")
+    field, place, function, stage = re.split(r"# generate/.*\n", example)[1:]
+    options, sampling = package / "generate" / "options.py", package / "generate" / "sampling.py"
     for file, before, text in (
-        (options, "\n\n@dataclass(frozen=True, kw_only=True)\nclass GenerationConfig", field),
+        (options, "    sampler_order: tuple", field),
+        (options, ")\nLLAMA_CPP_ORDER", place),
         (sampling, "def softmax", f"{function}\n"),
-        (sampling, "    return on\n", stage),
+        (sampling, "    }  # fmt: skip\n    for name", stage),
     ):
         head, mark, rest = file.read_text(encoding="utf-8").partition(before)
         assert mark

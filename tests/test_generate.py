@@ -19,7 +19,8 @@ from minillm_repl.generate import (
 )
 from minillm_repl.generate.backends import make_decoder
 from minillm_repl.generate.backends.torch import TorchDecoder
-from minillm_repl.generate.generate import Detokenizer, generate, prefill
+from minillm_repl.generate.detokenizer import Detokenizer
+from minillm_repl.generate.generate import generate, prefill
 from minillm_repl.model.build import build
 from minillm_repl.views.sampler import compute as sampler_view
 from tests.conftest import MODELS, ROOT, random_checkpoint

@@ -16,7 +16,7 @@ from rich.cells import cell_len
 from minillm_repl import commands, views
 from minillm_repl.chat import DEFAULT_CHAT_TEMPLATE
 from minillm_repl.configuration import initial_language
-from minillm_repl.generate import Candidate, Sampling, Step
+from minillm_repl.generate import Candidate, Step
 from minillm_repl.language import _, set_language
 from minillm_repl.render.export import _FONTS
 from minillm_repl.render.generation import step_table
@@ -137,7 +137,8 @@ DATA = {
         # somebody else catches these
         "this system has no □",
         "□ is not the study note's kind of GPT",
-        *specs(Sampling),
+        *specs(Settings),  # the names of the stages of a draw
+        "format",
     },
     # the names that JSON has; render translates them
     "checkpoint": {"eos_token", "Granite MoE"},

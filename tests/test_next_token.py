@@ -24,8 +24,8 @@ from minillm_repl.views.choose import Continuations
 from minillm_repl.views.choose import compute as choose_view
 from minillm_repl.views.prob import compute as prob_view
 from minillm_repl.views.sampler import compute as sampler_view
-from minillm_repl.views.sampler import compute_sweep as sweep_view
 from minillm_repl.views.sampler import next_logits
+from minillm_repl.views.sweep import compute_sweep as sweep_view
 from tests.test_lessons import printed, shell_for
 from tests.test_sampling import by_transformers
 

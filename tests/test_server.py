@@ -274,7 +274,8 @@ BAD = [
     ({"prompt": "날", "stream": 1}, "stream"),
     ({"prompt": ["날", "날"], "stream": True}, "stream"),
     ({"prompt": "날", "n": 2}, "n is not supported"),
-    ({"prompt": "날", "logit_bias": {"1": 5}}, "logit_bias"),
+    ({"prompt": "날", "logit_bias": {"1": 500}}, "logit_bias"),
+    ({"prompt": "날", "logit_bias": {"가": 5}}, "logit_bias"),
     ({"prompt": "날", "max_tokens": 10**6, "logprobs": 44}, "too many"),
 ]
 

@@ -23,7 +23,7 @@ from minillm_repl.checkpoint import Checkpoint, huggingface
 from minillm_repl.checkpoint.load_save import load
 from minillm_repl.checkpoint.native import tokenizer_from_json
 from minillm_repl.errors import UserError
-from minillm_repl.generate.generate import Detokenizer
+from minillm_repl.generate.detokenizer import Detokenizer
 from minillm_repl.tokenizer import CharacterTokenizer, decode, label
 from minillm_repl.tokenizer.subword import SubwordTokenizer
 from tests.conftest import random_checkpoint

@@ -11,6 +11,7 @@ _GENERATION_CONFIG = {  # from the fields of a generation_config.json
     "top_k": "top-k",
     "top_p": "top-p",
     "min_p": "min-p",
+    "typical_p": "typical-p",
     "repetition_penalty": "repeat-penalty",
 }
 _GGUF = {  # from the keys of a GGUF file, as llama.cpp reads them
@@ -18,6 +19,8 @@ _GGUF = {  # from the keys of a GGUF file, as llama.cpp reads them
     "general.sampling.top_k": "top-k",
     "general.sampling.top_p": "top-p",
     "general.sampling.min_p": "min-p",
+    "general.sampling.xtc_probability": "xtc",
+    "general.sampling.xtc_threshold": "xtc-threshold",
     "general.sampling.penalty_repeat": "repeat-penalty",
 }
 _ONE = 1.0  # the temperature that leaves the distribution of the model as it is

@@ -21,8 +21,9 @@ from minillm_repl.repl.settings import DEFAULT, SOURCES, Settings
 from minillm_repl.repl.shell import Shell
 from minillm_repl.safetext import safe_line
 from minillm_repl.settings import Spec, default_of, find, format_value, specs, value_of
-from minillm_repl.views.sampler import sweep
+from minillm_repl.views.sweep import sweep
 
+_ALSO_SAMPLING = ("seed", "ban", "bias")
 _SHORT = 16  # characters of a system prompt in the table
 
 
@@ -86,6 +87,13 @@ def change(shell: Shell, name: str, text: str, said: str | None = None) -> None:
         and model.checkpoint.chat_template is not None
     )
     session.set(name, text, said)
+    try:
+        if model is not None:  # a token that it does not have is told at once
+            eos_token_ids = session.conversation.eos_token_ids(model)
+            model.token_rules(session.chosen, eos_token_ids)
+    except UserError:
+        session.chosen, session.sources = before
+        raise
     # Only `chat` decides whether the text so far still is what the model answers.
     if model is None or session.chosen.chat is before[0].chat:
         return
@@ -111,7 +119,7 @@ def change(shell: Shell, name: str, text: str, said: str | None = None) -> None:
 def _group(name: str) -> Group:
     if name == "verbose":
         return "Predictions"
-    return "Sampling" if name in specs(Sampling) or name == "seed" else "Talk"
+    return "Sampling" if name in specs(Sampling) or name in _ALSO_SAMPLING else "Talk"
 
 
 SETTING_COMMANDS = tuple(_command(name, spec) for name, spec in specs(Settings).items())

@@ -193,14 +193,17 @@ def step(shell: Shell, asked: Arguments) -> None:
     from minillm_repl.repl.screens import Stepper  # prompt_toolkit: a pipe never needs it
 
     top = session.settings.verbose or DEFAULT_VERBOSE_ROWS
+    eos_token_ids = session.conversation.eos_token_ids(model)
     decoder = InteractiveDecoder(
         model.decoder,
         tokenizer,
         session.conversation.ids,
         session.settings,
         session.conversation.seed,
-        eos_token_ids=session.conversation.eos_token_ids(model),
+        eos_token_ids=eos_token_ids,
         n_candidates=top,
+        rules=model.token_rules(session.settings, eos_token_ids),
+        answer_start=session.conversation.turns[-1].answer_start,
     )
     try:
         with shell.screen.waiting(_("reading")):

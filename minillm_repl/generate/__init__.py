@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from math import isfinite
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from minillm_repl.settings import integer, number, setting
+from minillm_repl.generate.options import Sampling as Sampling
 
 if TYPE_CHECKING:  # A chat needs no torch.
     import numpy as np
@@ -32,58 +32,15 @@ _CHUNK_MULTIPLICATIONS = 18_000_000_000  # a tenth to a third of a second of two
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """How the next token is drawn."""
+class TokenRules:
+    """What a user says of single tokens, as ids of the vocabulary, and of the form of an answer."""
 
-    temp: float = setting(
-        0.8,
-        number(0, 1e8),
-        "sampling temperature: 0 is greedy, higher is more random",
-        details="The logits are divided by it before the softmax: "
-        "1 is the model's own distribution.",
-        metavar="X",
-        aliases=("temperature", "온도"),
-        example="0.8",
-    )
-    top_k: int = setting(
-        0,
-        integer(0),
-        "keep only the K most likely tokens",
-        details="Tokens as likely as the K-th are kept too.",
-        unit="tokens",
-        metavar="K",
-        special_values={"off": 0},
-        example="40",
-    )
-    top_p: float = setting(
-        1.0,
-        number(0, 1),
-        "nucleus sampling: keep top tokens that sum to at least X",
-        details="Keeps the smallest set of top tokens whose probabilities sum to X or "
-        "more, and at least one token.",
-        metavar="X",
-        special_values={"off": 1.0},
-        example="0.9",
-    )
-    min_p: float = setting(
-        0.0,
-        number(0, 1),
-        "drop tokens less likely than X × the top token",
-        metavar="X",
-        special_values={"off": 0.0},
-        example="0.05",
-    )
-    repeat_penalty: float = setting(
-        1.0,
-        number(0.01, 100),
-        "above 1, tokens already in the text are less likely",
-        details="Divides the logit of a token that is in the text if the logit is "
-        "positive; multiplies it otherwise.",
-        metavar="X",
-        aliases=("repetition-penalty",),
-        special_values={"off": 1.0},
-        example="1.1",
-    )
+    banned: tuple[int, ...] = ()
+    biases: tuple[tuple[int, float], ...] = ()  # what is added to the logit of a token
+    breakers: frozenset[int] = frozenset()  # tokens that a repetition does not reach over (DRY)
+
+
+NO_RULES = TokenRules()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +53,9 @@ class GenerationConfig:
     eos_token_ids: Collection[int] = ()  # the text ends at one of these tokens, which has no text
     context_shift: bool = True  # past the context, see the last tokens; otherwise, end there
     n_candidates: int = 0  # candidates that each step lists
+    rules: TokenRules = NO_RULES
+    answer_start: int | None = None  # where the answer begins in the ids; None: at their end
+    mu: float | None = None  # bits; where Mirostat goes on
 
 
 def never_interrupted() -> bool:

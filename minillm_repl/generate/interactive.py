@@ -4,9 +4,17 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
 from minillm_repl.errors import UserError
-from minillm_repl.generate import Decoder, GenerationConfig, Sampling, Step, never_interrupted
+from minillm_repl.generate import (
+    NO_RULES,
+    Decoder,
+    GenerationConfig,
+    Sampling,
+    Step,
+    TokenRules,
+    never_interrupted,
+)
 from minillm_repl.generate.generate import generate
-from minillm_repl.generate.sampling import make_rng
+from minillm_repl.generate.sampling import make_rng, next_mu
 from minillm_repl.language import _
 from minillm_repl.tokenizer import Tokenizer
 
@@ -28,13 +36,19 @@ class InteractiveDecoder:
         *,
         eos_token_ids: Collection[int] = (),
         n_candidates: int = 10,
+        rules: TokenRules = NO_RULES,
+        answer_start: int | None = None,
     ) -> None:
         self._decoder, self._tokenizer, self._seed = decoder, tokenizer, seed
+        self._step: Step | None = None  # the last one
+        self._mu: dict[int, float | None] = {}  # the limit of Mirostat, by the length of the text
         self._config = GenerationConfig(
             max_tokens=1,
             sampling=sampling,
             eos_token_ids=eos_token_ids,
             n_candidates=n_candidates,
+            rules=rules,
+            answer_start=len(ids) if answer_start is None else answer_start,
         )
         self._prompt_length = len(ids)
         self.ids = list(ids)
@@ -52,18 +66,28 @@ class InteractiveDecoder:
         # The place of the token in the completion selects its random number.
         token_index = len(self.ids) - self._prompt_length
         rng = make_rng(self._seed, token_index)
-        events = generate(self._decoder, self._tokenizer, self.ids, self._config, rng, interrupted)
+        config = replace(self._config, mu=self._mu.get(len(self.ids)))
+        events = generate(self._decoder, self._tokenizer, self.ids, config, rng, interrupted)
         step = next((event for event in events if isinstance(event, Step)), None)
         if step is None:
             raise UserError(_("stopped"))
-        return replace(step, index=token_index)
+        self._step = replace(step, index=token_index)
+        return self._step
 
     def append(self, *tokens: int) -> bool:
         """Append these tokens; return False, and append none, if the last one ends the text."""
         if tokens[-1] in self._config.eos_token_ids:
             return False
+        self._follow(tokens)
         self.ids += tokens
         return True
+
+    def _follow(self, tokens: Sequence[int]) -> None:
+        """Move Mirostat's limit as a generation does; a text of the user's leaves it."""
+        mu, step, sampling = self._mu.get(len(self.ids)), self._step, self._config.sampling
+        if sampling.mirostat and step and tokens == (step.id,) and step.prob:
+            mu = next_mu(mu, sampling, step.prob)
+        self._mu[len(self.ids) + len(tokens)] = mu
 
     def undo(self) -> bool:
         """Remove the last token; return False if there is none."""

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from minillm_repl.views.lens import LensView
     from minillm_repl.views.qkv import Met
     from minillm_repl.views.residual import ResidualView
-    from minillm_repl.views.sampler import SweepView
     from minillm_repl.views.surprise import SurpriseView
+    from minillm_repl.views.sweep import SweepView
 
 _MIN_DEEP_LAYERS = 6  # layers, from which on a lesson speaks of a deep model
 _MAX_CANDIDATES = 9  # next tokens that can be asked for
@@ -241,7 +241,7 @@ class LessonValues:
     @cached_property
     def _sweep(self) -> "SweepView":
         from minillm_repl.generate import Sampling
-        from minillm_repl.views.sampler import compute_sweep as sweep_view
+        from minillm_repl.views.sweep import compute_sweep as sweep_view
 
         # The sweep always has temperatures 1 and 2; the one that is set is a column too.
         return sweep_view(

@@ -13,14 +13,18 @@ from minillm_repl.generate import (
     GenerationEvent,
     Listing,
     Reason,
+    Sampling,
     Step,
 )
+from minillm_repl.generate.options import NO_NUMBERS, SAMPLER_ORDER
 from minillm_repl.language import _
 from minillm_repl.remote import Entry, Facts, Job, Listed, Part
 from minillm_repl.remote.engines import Engine
 from minillm_repl.remote.http import ServerError, Stopped
 from minillm_repl.remote.tokenizer import RemoteTokenizer
+from minillm_repl.settings import default_of, value_of
 
+_EVERYWHERE = ("temp", "top-k", "top-p", "min-p", "repeat-penalty")  # left out where unknown
 _ROUNDING = 1e-3  # by which probabilities may sum to more than 1
 _NO_TAIL = 1e-9  # a probability that is only rounding
 _ENDS: dict[str, Reason] = {"length": "length", "max_tokens": "length"}
@@ -39,6 +43,7 @@ def remote_events(
     What had come stays when the server breaks off: the reason is `cut`. Raises UserError if nothing
     has come.
     """
+    check_samplers(engine, config.sampling)
     job = make_job(engine.facts, tokenizer, ids, config, seed)
     started, first, tokens, text = perf_counter(), 0.0, 0, ""
     reason, detail = "cut", _("the server broke off")
@@ -71,6 +76,20 @@ def remote_events(
         seconds=perf_counter() - begun,
         detail=detail,
     )
+
+
+def check_samplers(engine: Engine, sampling: Sampling) -> None:
+    """Raise UserError for a sampler that is on and that a server does not have."""
+    for name in (*SAMPLER_ORDER, "mirostat", *NO_NUMBERS):
+        is_on = value_of(sampling, name) != default_of(sampling, name)
+        if is_on and name not in _EVERYWHERE and name not in engine.more_samplers:
+            raise UserError(
+                _(
+                    "{source} does not know {name}: `:{name} default` turns it off",
+                    source=engine.facts.source,
+                    name=name,
+                )
+            )
 
 
 def make_job(

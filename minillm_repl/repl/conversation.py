@@ -28,6 +28,7 @@ class Turn:
     prompt_ids: tuple[int, ...]
     prompt_messages: "tuple[Message, ...]" = ()  # that the model answers; () completes a text
     assistant_prefix: str = ""  # the part of the answer that was there before
+    answer_start: int = 0  # where the answer begins; before the end of a prompt that continues one
     seed: int = 0  # of the last try
     seed_setting: int | None = None  # the setting then
 
@@ -103,16 +104,19 @@ class Conversation:
         ids = self.ids + new_ids
         if not ids:
             raise UserError(_("no text to continue: type a prompt first"))
-        if self.messages and self.messages[-1].role == "assistant":
+        goes_on = bool(self.messages) and self.messages[-1].role == "assistant"
+        start = self.turns[-1].answer_start if self.turns and (goes_on or not new_ids) else None
+        if goes_on:
             # In a chat, the answer goes on: the messages before it stay, and so does its beginning.
             self.start_turn(
                 ids,
                 settings,
                 prompt_messages=tuple(self.messages[:-1]),
                 assistant_prefix=self.messages[-1].content + text,
+                answer_start=start,
             )
         else:
-            self.start_turn(ids, settings)
+            self.start_turn(ids, settings, answer_start=start)
 
     def start_turn(
         self,
@@ -121,11 +125,13 @@ class Conversation:
         *,
         prompt_messages: "tuple[Message, ...]" = (),
         assistant_prefix: str = "",
+        answer_start: int | None = None,
         seed: int | None = None,
     ) -> None:
         """Start a turn: the model continues `prompt_ids`.
 
-        Without `seed`, the seed is that of the settings, or a random one.
+        The answer begins at their end, if not at `answer_start`. Without `seed`, the seed is that
+        of the settings, or a random one.
         """
         self.seed = fresh_seed(settings) if seed is None else seed
         turn = Turn(
@@ -134,6 +140,7 @@ class Conversation:
             prompt_ids=tuple(prompt_ids),
             prompt_messages=prompt_messages,
             assistant_prefix=assistant_prefix,
+            answer_start=len(prompt_ids) if answer_start is None else answer_start,
             seed=self.seed,
             seed_setting=settings.seed,
         )
@@ -159,6 +166,7 @@ class Conversation:
             settings,
             prompt_messages=turn.prompt_messages,
             assistant_prefix=turn.assistant_prefix,
+            answer_start=turn.answer_start,
             seed=turn.next_seed(settings.seed),
         )
 
@@ -177,20 +185,24 @@ class Conversation:
     ) -> "Iterator[GenerationEvent]":
         """Continue the text. `ids` is what has been shown, however the generation ends."""
         from minillm_repl.generate import Finished, GenerationConfig, Step
-        from minillm_repl.generate.generate import generate, text_token_ids
+        from minillm_repl.generate.detokenizer import text_token_ids
+        from minillm_repl.generate.generate import generate
         from minillm_repl.generate.sampling import make_rng
 
         tokenizer = model.checkpoint.tokenizer
         start, before = len(self.ids), self.answer(tokenizer)
         # `:step` may have chosen tokens of this turn: they used up random numbers and length.
         walked = start - len(self.turns[-1].prompt_ids)
+        eos_token_ids = self.eos_token_ids(model)
         config = GenerationConfig(
             max_tokens=max(0, self._max_new_tokens(settings) - walked),
             sampling=settings,
             stop=settings.stop,
-            eos_token_ids=self.eos_token_ids(model),
+            eos_token_ids=eos_token_ids,
             context_shift=not self.turns[-1].prompt_messages,
             n_candidates=top,
+            rules=model.token_rules(settings, eos_token_ids),
+            answer_start=self.turns[-1].answer_start,
         )
         rng = make_rng(self.seed, walked)
         for event in generate(model.decoder, tokenizer, self.ids, config, rng, interrupted):

@@ -3,13 +3,15 @@
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minillm_repl.checkpoint.families import family_title
+from minillm_repl.errors import UserError
+from minillm_repl.generate import NO_RULES, TokenRules
 from minillm_repl.language import _
-from minillm_repl.repl.settings import check_recommended
+from minillm_repl.repl.settings import Settings, check_recommended
 from minillm_repl.repl.signals import complete_in_thread
 from minillm_repl.storage.paths import checkpoint_title, server_url
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:  # numpy is imported by the thread that loads, while the user 
 
     from minillm_repl.checkpoint import Checkpoint, Progress
     from minillm_repl.generate import Decoder
+    from minillm_repl.generate.rules import RuleMaker
     from minillm_repl.model.build import LanguageModel
     from minillm_repl.model.hooks import Hook
     from minillm_repl.model.quantised import BlockMatrix, QuantisedMatrix
@@ -91,6 +94,27 @@ class LoadedModel:
             "token_embedding.weight"
         ]
         return found
+
+    def token_rules(self, settings: Settings, eos_token_ids: Sequence[int] = ()) -> "TokenRules":
+        """Return what the settings say of tokens, as ids of this model. Raises UserError."""
+        del eos_token_ids
+        if self.server is not None and not getattr(self.decoder, "samples_here", False):
+            if settings.ban or settings.bias:
+                raise UserError(
+                    _(
+                        "{source} samples by itself: :ban and :bias need a model that runs here; "
+                        "`off` turns them off",
+                        source=self.server.source,
+                    )
+                )
+            return NO_RULES
+        return self._rule_maker.make(ban=settings.ban, bias=settings.bias, has_dry=settings.dry > 0)
+
+    @cached_property
+    def _rule_maker(self) -> "RuleMaker":
+        from minillm_repl.generate.rules import RuleMaker
+
+        return RuleMaker(self.checkpoint.tokenizer)
 
     @property
     def hook(self) -> "Hook":

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from minillm_repl.generate import Sampling
+from minillm_repl.generate.options import SAMPLER_ORDER
 from minillm_repl.language import N_, _
 from minillm_repl.safetext import safe_line
 from minillm_repl.settings import (
@@ -60,6 +61,27 @@ class Settings(Sampling):
         metavar="TEXT",
         special_values={"off": ()},
         example="다.",
+    )
+    ban: tuple[str, ...] = setting(
+        (),
+        strings,
+        "tokens that are never sampled",
+        details="A word is a token, with and without a space before it; #123 is an id, and "
+        "`<|im_end|>` a special token. Several words ban several tokens. A text of several tokens "
+        "cannot be banned as a whole.",
+        metavar="TOKEN",
+        special_values={"off": ()},
+        example="#3",
+    )
+    bias: tuple[str, ...] = setting(
+        (),
+        strings,
+        "add a number to the logit of a token",
+        details="TOKEN=+2 makes it e² times as likely, in proportion to all others, before the "
+        "temperature; -2 makes it less likely. Tokens are written as for :ban.",
+        metavar="TOKEN=+2",
+        special_values={"off": ()},
+        example="#3=+2",
     )
     chat: bool | None = setting(
         None,
@@ -118,9 +140,10 @@ class Settings(Sampling):
 
 def active_samplers(settings: Sampling) -> list[str]:
     """Return the samplers that do something, with their values; the temperature always."""
-    shown = {
-        name: format_value(spec, value_of(settings, name)) for name, spec in specs(Sampling).items()
-    }
+    known = specs(Sampling)
+    # In the order in which they apply; mirostat is always last.
+    names = dict.fromkeys([*settings.sampler_order, *SAMPLER_ORDER, "mirostat"])
+    shown = {name: format_value(known[name], value_of(settings, name)) for name in names}
     return [f"{name} {value}" for name, value in shown.items() if value != "off"]
 
 

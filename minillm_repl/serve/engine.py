@@ -161,11 +161,13 @@ class Engine:
         settings, model = completion.settings, self.model
         if completion.echo:
             yield self._scored(ids, completion.n_candidates, interrupted)
+        eos_token_ids = model.checkpoint.eos_token_ids + turn_end_ids
         config = GenerationConfig(
             max_tokens=completion.max_tokens,
             sampling=settings,
             stop=settings.stop,
-            eos_token_ids=model.checkpoint.eos_token_ids + turn_end_ids,
+            eos_token_ids=eos_token_ids,
+            rules=model.token_rules(settings, eos_token_ids),
             context_shift=False,
             n_candidates=completion.n_candidates or 0,
         )

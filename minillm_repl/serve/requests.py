@@ -22,15 +22,27 @@ _SAMPLERS = {  # a field of a request, and the setting that it is
     "repetition_penalty": "repeat-penalty",
     "repeat_penalty": "repeat-penalty",
     "seed": "seed",
+    # Those that only some servers have, under the names of the settings and those of llama.cpp.
+    "presence_penalty": "presence-penalty",
+    "frequency_penalty": "frequency-penalty",
+    "typical_p": "typical-p",
+    "top_n_sigma": "top-n-sigma",
+    "xtc": "xtc",
+    "xtc_probability": "xtc",
+    "xtc_threshold": "xtc-threshold",
+    "dry": "dry",
+    "dry_multiplier": "dry",
+    "dry_base": "dry-base",
+    "dry_length": "dry-length",
+    "dry_allowed_length": "dry-length",
+    "mirostat": "mirostat",
+    "mirostat_rate": "mirostat-rate",
 }
 # Fields that change an answer, each with the values that change nothing.
 _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "n": (1,),
     "best_of": (1,),
     "suffix": ("",),
-    "logit_bias": ({},),
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
     "response_format": ({"type": "text"},),
     "tools": ([],),
     "functions": ([],),
@@ -82,7 +94,7 @@ def parse_completion(body: Mapping[str, Any], defaults: Settings, vocab_size: in
     return _checked(
         Completion(
             prompts=_prompts(body.get("prompt"), vocab_size),
-            settings=_settings(body, defaults),
+            settings=_settings(body, defaults, vocab_size),
             max_tokens=_or_default(_integer(body, "max_tokens", None, 0, 1_000_000), maximum),
             n_candidates=listed,
             echo=_flag(body, "echo"),
@@ -101,7 +113,7 @@ def parse_chat(body: Mapping[str, Any], defaults: Settings, vocab_size: int) -> 
     return _checked(
         Completion(
             messages=parse_chat_messages(body),
-            settings=_settings(body, defaults),
+            settings=_settings(body, defaults, vocab_size),
             max_tokens=_or_default(maximum, defaults.max_tokens or DEFAULT_ANSWER_TOKENS),
             n_candidates=listed if _flag(body, "logprobs") else None,
             stream=_flag(body, "stream"),
@@ -166,7 +178,7 @@ def token_ids(value: object, name: str, vocab_size: int) -> tuple[int, ...]:
     return tuple(value)
 
 
-def _settings(body: Mapping[str, Any], defaults: Settings) -> Settings:
+def _settings(body: Mapping[str, Any], defaults: Settings, vocab_size: int) -> Settings:
     """Return the samplers and stop strings: those of the request over those of the program."""
     for name, neutral in _UNSUPPORTED.items():
         if body.get(name) is not None and body[name] not in neutral:
@@ -181,6 +193,8 @@ def _settings(body: Mapping[str, Any], defaults: Settings) -> Settings:
             values[setting.replace("-", "_")] = parse_number(spec, value)
         except ValueError:
             raise RequestError(400, f"{name} has a value that it cannot have", name) from None
+    if body.get("logit_bias") is not None:
+        values["bias"] = _biases(body["logit_bias"], vocab_size)
     stop = body.get("stop")
     if stop is not None:
         stops = [stop] if isinstance(stop, str) else stop
@@ -188,6 +202,19 @@ def _settings(body: Mapping[str, Any], defaults: Settings) -> Settings:
             raise RequestError(400, f"stop must be a text or up to {_MAX_STOPS} texts", "stop")
         values["stop"] = tuple(stops)
     return replace(defaults, **values)
+
+
+def _biases(value: object, vocab_size: int) -> tuple[str, ...]:
+    """Return what is added to the logits of ids, as the setting has it."""
+    name = "logit_bias"
+    if not isinstance(value, dict):
+        raise RequestError(400, f"{name} must be an object: ids and numbers", name)
+    for token, number in value.items():
+        is_id = token.isdecimal() and len(token) < 10 and int(token) < vocab_size
+        is_number = isinstance(number, int | float) and not isinstance(number, bool)
+        if not is_id or not is_number or not -100 <= number <= 100:
+            raise RequestError(400, f"{name} has ids, and numbers from -100 to 100", name)
+    return tuple(f"#{token}={number!r}" for token, number in value.items())
 
 
 def _wants_usage(body: Mapping[str, Any]) -> bool:

@@ -168,7 +168,7 @@ def compute(
 def _branch(
     tokenizer: Tokenizer, steps: "Sequence[Step]", finished: "Finished", stop: Sequence[str]
 ) -> Branch:
-    from minillm_repl.generate.generate import text_token_ids
+    from minillm_repl.generate.detokenizer import text_token_ids
 
     probs = tuple(step.model_prob for step in steps)
     return Branch(
@@ -219,6 +219,7 @@ def branch(shell: "Shell", asked: Arguments) -> None:
         sampling=session.settings,
         stop=session.settings.stop,
         eos_token_ids=conversation.eos_token_ids(model),
+        rules=model.token_rules(session.settings, conversation.eos_token_ids(model)),
     )
     tokenizer, seed = model.checkpoint.tokenizer, fresh_seed(session.settings)
     with shell.screen.waiting(_("sampling continuations")):

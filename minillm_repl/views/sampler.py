@@ -1,34 +1,38 @@
-"""`:sampler` and `:temp sweep`: what the samplers and the temperature make of the logits."""
+"""`:sampler`: what the samplers make of the logits, stage by stage."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import isfinite
 from typing import TYPE_CHECKING
 
+from rich.cells import cell_len
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from minillm_repl.generate import Sampling
 from minillm_repl.language import _
-from minillm_repl.render.console import CHOSEN, DROPPED, FIGURES
+from minillm_repl.render.console import DROPPED, FIGURES
 from minillm_repl.render.drawing import short_label, title
 from minillm_repl.render.generation import percent
-from minillm_repl.render.tables import plain_table
+from minillm_repl.render.tables import TABLE_GAP, plain_table
 from minillm_repl.repl.arguments import Arguments, TextArgument
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.settings import DEFAULT_VERBOSE_ROWS
 from minillm_repl.settings import format_value, specs, value_of
 from minillm_repl.tokenizer import Token, Tokenizer
 from minillm_repl.tokenizer.truncation import Truncation, with_truncation
-from minillm_repl.views.base import Row, View, show, text_ids
+from minillm_repl.views.base import View, show, text_ids
 
 if TYPE_CHECKING:
     from minillm_repl.generate import Decoder
-    from minillm_repl.generate.sampling import Probabilities, Scores
+    from minillm_repl.generate.sampling import Probabilities, Scores, Situation
     from minillm_repl.repl.shell import Shell
 
 CANDIDATE_WIDTH = 10  # cells of a candidate's label
+COLUMN_WIDTH = 9  # cells of a number beside it
+_MIN_STAGE = 7  # cells of a stage: `dropped`
+_PENALTIES = ("repeat-penalty", "presence-penalty", "frequency-penalty", "dry")
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,7 @@ class Stage:
     name: str
     kept: int  # tokens that can still be sampled
     cut: int  # tokens that this sampler dropped
+    cut_mass: float  # the probability that these had before it
     entropy: float  # bits
 
 
@@ -48,7 +53,7 @@ class SamplerCandidate:
 
     token: Token
     logit: float
-    seen: bool  # in the text already: the repetition penalty applies
+    seen: bool  # in the text already: penalties apply
     probs: tuple[float | None, ...]  # None once it is dropped
 
 
@@ -60,38 +65,72 @@ class SamplerView(View, Truncation):
     stages: tuple[Stage, ...]
     candidates: tuple[SamplerCandidate, ...]  # most likely to be sampled first, then dropped ones
 
-    def draw(self, _width: int) -> RenderableType:
+    def draw(self, width: int) -> RenderableType:
         """Return candidates as rows and stages as columns; below, what each stage keeps."""
-        headings = [_(stage.name).replace(" ", "\n") for stage in self.stages]
-        table = candidates_table(_("logit"), *headings)
-        is_penalised = any(stage.name.startswith("repeat") for stage in self.stages)
-        for each in self.candidates:
-            token = short_label(each.token, CANDIDATE_WIDTH)
-            if is_penalised and each.seen:
-                token.append("*")
-            table.add_row(token, f"{each.logit:.2f}", *map(probability_cell, each.probs))
-        table.add_section()
-        for name, values in (
-            (_("kept"), [f"{stage.kept:,}" for stage in self.stages]),
-            (_("dropped"), [f"{stage.cut:,}" if stage.cut else "" for stage in self.stages]),
-            (_("entropy"), [f"{stage.entropy:.2f}" for stage in self.stages]),
-        ):
-            table.add_row(Text(name, FIGURES), "", *values)
+        headings = [_heading(stage.name) for stage in self.stages]
+        tables = [self._table(columns, headings) for columns in _fitting(headings, width)]
         notes = [
             _(
                 "tokens are sampled from the last column · kept, dropped: token counts · "
-                "entropy in bits"
+                "dropped p: the probability that the dropped ones had · entropy in bits"
             )
         ]
-        if is_penalised:
-            notes.append(_("* already in the text: the repetition penalty applies"))
+        if self._is_penalised:
+            notes.append(_("* already in the text: a penalty applies"))
+        if any(stage.name.startswith("xtc") for stage in self.stages):
+            notes.append(_("xtc: as where its coin says yes"))
+        if any(stage.name.startswith("mirostat") for stage in self.stages):
+            notes.append(_("mirostat: as at the start of an answer; its limit moves"))
         if len(self.stages) == 1:
             notes.append(_("no sampler is active: sampling from the model's softmax as it is"))
         heading = title(
             _("sampling pipeline: logits → sampling distribution"),
             _("after {token}", token=self.after.label),
         )
-        return Group(heading, table, Text("\n".join(notes), FIGURES))
+        return Group(heading, *tables, Text("\n".join(notes), FIGURES))
+
+    @property
+    def _is_penalised(self) -> bool:
+        return any(stage.name.partition(" ")[0] in _PENALTIES for stage in self.stages)
+
+    def _table(self, columns: Sequence[int], headings: Sequence[str]) -> Table:
+        """Return the table of some stages."""
+        stages = [self.stages[column] for column in columns]
+        table = candidates_table(_("logit"), *(headings[column] for column in columns))
+        for each in self.candidates:
+            token = short_label(each.token, CANDIDATE_WIDTH)
+            if self._is_penalised and each.seen:
+                token.append("*")
+            cells = (probability_cell(each.probs[column]) for column in columns)
+            table.add_row(token, f"{each.logit:.2f}", *cells)
+        table.add_section()
+        for name, values in (
+            (_("kept"), [f"{stage.kept:,}" for stage in stages]),
+            (_("dropped"), [f"{stage.cut:,}" if stage.cut else "" for stage in stages]),
+            (_("dropped p"), [percent(stage.cut_mass) if stage.cut else "" for stage in stages]),
+            (_("entropy"), [f"{stage.entropy:.2f}" for stage in stages]),
+        ):
+            table.add_row(Text(name, FIGURES), "", *values)
+        return table
+
+
+def _heading(name: str) -> str:
+    """Return the name of a stage in lines: `repeat`, `penalty`, `1.3`."""
+    return _(name).replace("-penalty", " penalty").replace(" ", "\n")
+
+
+def _fitting(headings: Sequence[str], width: int) -> list[list[int]]:
+    """Return the columns in groups, of as many as fit beside the token and its logit."""
+    groups: list[list[int]] = []
+    room = 0
+    for column, heading in enumerate(headings):
+        cells = max(_MIN_STAGE, *map(cell_len, heading.split("\n"))) + TABLE_GAP
+        if cells > room:
+            groups.append([])
+            room = width - CANDIDATE_WIDTH - COLUMN_WIDTH
+        groups[-1].append(column)
+        room -= cells
+    return groups
 
 
 def candidates_table(*columns: str) -> Table:
@@ -106,32 +145,39 @@ def probability_cell(prob: float | None) -> Text:
 
 
 def compute(
-    logits: "Scores", sampling: Sampling, ids: Sequence[int], tokenizer: Tokenizer, top: int
+    logits: "Scores",
+    sampling: Sampling,
+    ids: Sequence[int],
+    tokenizer: Tokenizer,
+    top: int,
+    situation: "Situation | None" = None,
 ) -> SamplerView:
     """Return the distribution after `ids` as each active sampler leaves it; logits (vocab,)."""
-    import numpy as np
+    from minillm_repl.generate.sampling import NOTHING_ELSE, softmax, stages
 
-    from minillm_repl.generate.sampling import softmax, stages
-
+    situation = situation or NOTHING_ELSE
+    seen = set(ids[situation.answer_start if sampling.penalise == "answer" else 0 :])
     columns = [("model", logits)]
-    for name, sampler in stages(sampling, ids):
+    for name, sampler in stages(sampling, ids, situation):
         label = f"{name} {format_value(specs(sampling)[name], value_of(sampling, name))}"
         columns.append((label, sampler(columns[-1][1])))
     distributions = [softmax(scores)[0] for _name, scores in columns]  # (vocab,) each
-    kept_counts = [int(np.isfinite(scores).sum()) for _name, scores in columns]
     return SamplerView(
         after=Token.from_id(tokenizer, ids[-1]),
-        stages=tuple(
-            Stage(name, kept, before - kept, entropy_bits(probabilities))
-            for (name, _scores), before, kept, probabilities in zip(
-                columns, [len(logits), *kept_counts[:-1]], kept_counts, distributions, strict=True
-            )
+        stages=(
+            _stage("model", logits, distributions[0], logits, distributions[0]),
+            *(
+                _stage(name, scores, probabilities, before[1], earlier)
+                for (name, scores), probabilities, before, earlier in zip(
+                    columns[1:], distributions[1:], columns[:-1], distributions[:-1], strict=True
+                )
+            ),
         ),
         candidates=tuple(
             SamplerCandidate(
                 token=Token.from_id(tokenizer, token),
                 logit=float(logits[token]),
-                seen=token in ids,
+                seen=token in seen,
                 probs=tuple(
                     kept_probability(scores, probabilities, token)
                     for (_name, scores), probabilities in zip(columns, distributions, strict=True)
@@ -139,6 +185,27 @@ def compute(
             )
             for token in _listed(logits, columns[-1][1], top)
         ),
+    )
+
+
+def _stage(
+    name: str,
+    scores: "Scores",
+    probabilities: "Probabilities",
+    before: "Scores",
+    earlier: "Probabilities",
+) -> Stage:
+    """Return a stage: scores and distribution (vocab,) after it, and those before it."""
+    import numpy as np
+
+    kept = np.isfinite(scores)
+    cut = np.isfinite(before) & ~kept
+    return Stage(
+        name=name,
+        kept=int(kept.sum()),
+        cut=int(cut.sum()),
+        cut_mass=float(earlier[cut].sum()),
+        entropy=entropy_bits(probabilities),
     )
 
 
@@ -178,6 +245,19 @@ def next_logits(
     return read_window(decoder, ids, interrupted)
 
 
+def next_situation(shell: "Shell", ids: Sequence[int], text: str = "") -> "Situation":
+    """Return what the next draw after `ids` depends on besides; a given text is all prompt.
+
+    Raises UserError for a token of `:ban` or `:bias` that the model does not have.
+    """
+    from minillm_repl.generate.sampling import Situation
+
+    model, conversation = shell.require_model(), shell.session.conversation
+    rules = model.token_rules(shell.session.settings, conversation.eos_token_ids(model))
+    is_answer = not text and conversation.turns
+    return Situation(rules, conversation.turns[-1].answer_start if is_answer else len(ids))
+
+
 @command(
     "sampler",
     arguments=(TextArgument(free=True),),
@@ -190,9 +270,11 @@ def sampler(shell: "Shell", asked: Arguments) -> None:
     """Show how each sampler changes the next-token distribution.
 
     From left to right: the logit, the model's own probability (its softmax), and the probability
-    after each active sampler. The samplers apply in this order: repetition penalty, temperature,
-    top-k, top-p, min-p. Tokens are sampled from the last column; `dropped` marks tokens that a
-    sampler removed.
+    after each active sampler. The samplers apply in this order: format, ban, bias, repetition,
+    presence and frequency penalty, DRY, top-nσ, temperature, top-k, top-p, min-p, typical-p, XTC,
+    Mirostat; `:sampler-order` changes it. Tokens are sampled from the last column; `dropped` marks
+    tokens that a sampler removed. dropped p is the probability that the tokens which a sampler
+    removed had just before it.
 
     Entropy is −Σ p·log2 p of the probabilities in a column, in bits: how open the choice is.
 
@@ -202,92 +284,6 @@ def sampler(shell: "Shell", asked: Arguments) -> None:
     ids = text_ids(shell, model, asked.text)
     logits = next_logits(model.decoder, ids, shell.interrupted)
     top = settings.verbose or DEFAULT_VERBOSE_ROWS
-    view = compute(logits, settings, ids, model.checkpoint.tokenizer, top)
-    show(shell, with_truncation(view, model.visible_window(ids)), asked.output)
-
-
-_TEMPERATURES = (0.0, 0.3, 0.6, 1.0, 1.5, 2.0)
-_COLUMN_WIDTH = 9  # cells of a temperature
-
-
-@dataclass(frozen=True)
-class TemperatureCandidate:
-    """A token, and its sampling probability at each temperature."""
-
-    token: Token
-    probs: tuple[float | None, ...]  # None where a sampler drops it
-
-
-@dataclass(frozen=True, kw_only=True)
-class SweepView(View, Truncation):
-    """The same candidates at several temperatures; the other samplers are as set."""
-
-    after: Token
-    temps: Row
-    now: float  # the temperature that is set
-    entropies: Row  # bits, of the sampling distributions
-    candidates: tuple[TemperatureCandidate, ...]
-
-    def draw(self, width: int) -> RenderableType:
-        """Return candidates as rows, and the temperatures around the set one as columns."""
-        now = self.temps.index(self.now)
-        fit = max(1, (width - CANDIDATE_WIDTH) // _COLUMN_WIDTH)
-        nearest = sorted(range(len(self.temps)), key=lambda index: abs(index - now))
-        columns = sorted(nearest[:fit])
-        table = candidates_table(
-            *(f"{self.temps[index]:g}{'▶' if index == now else ''}" for index in columns)
-        )
-        for column, index in zip(table.columns[1:], columns, strict=True):
-            column.style = CHOSEN if index == now else ""
-        for each in self.candidates:
-            cells = (probability_cell(each.probs[index]) for index in columns)
-            table.add_row(short_label(each.token, CANDIDATE_WIDTH), *cells)
-        table.add_section()
-        entropies = (f"{self.entropies[index]:.2f}" for index in columns)
-        table.add_row(Text(_("entropy"), FIGURES), *entropies)
-        heading = title(
-            _("the same candidates at several temperatures"),
-            _("after {token}", token=self.after.label),
-        )
-        legend = _("▶ current temperature · other samplers as set · entropy in bits")
-        return Group(heading, table, Text(legend, FIGURES))
-
-
-def compute_sweep(
-    logits: "Scores", sampling: Sampling, ids: Sequence[int], tokenizer: Tokenizer, top: int
-) -> SweepView:
-    """Return the sampling distribution after `ids` at several temperatures, the set one included.
-
-    The logits are (vocab,).
-    """
-    from minillm_repl.generate.sampling import process_logits, softmax, topk_ids
-
-    temps = tuple(sorted({*_TEMPERATURES, sampling.temp}))
-    columns = [process_logits(logits, replace(sampling, temp=temp), ids) for temp in temps]
-    distributions = [softmax(scores)[0] for scores in columns]  # (vocab,) each
-    return SweepView(
-        after=Token.from_id(tokenizer, ids[-1]),
-        temps=temps,
-        now=sampling.temp,
-        entropies=tuple(map(entropy_bits, distributions)),
-        candidates=tuple(
-            TemperatureCandidate(
-                Token.from_id(tokenizer, token),
-                tuple(
-                    kept_probability(scores, probabilities, token)
-                    for scores, probabilities in zip(columns, distributions, strict=True)
-                ),
-            )
-            for token in topk_ids(logits, top)
-        ),
-    )
-
-
-def sweep(shell: "Shell", asked: Arguments) -> None:
-    """Show the most likely next tokens at several temperatures."""
-    model, settings = shell.require_model(), shell.session.settings
-    ids = text_ids(shell, model, asked.text)
-    logits = next_logits(model.decoder, ids, shell.interrupted)
-    top = settings.verbose or DEFAULT_VERBOSE_ROWS
-    view = compute_sweep(logits, settings, ids, model.checkpoint.tokenizer, top)
+    situation = next_situation(shell, ids, asked.text)
+    view = compute(logits, settings, ids, model.checkpoint.tokenizer, top, situation)
     show(shell, with_truncation(view, model.visible_window(ids)), asked.output)

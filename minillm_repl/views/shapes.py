@@ -22,6 +22,7 @@ from minillm_repl.tokenizer.truncation import Truncation
 from minillm_repl.views.base import Row, View, inspect_text, show
 from minillm_repl.views.forward_pass import trace
 from minillm_repl.views.inspected_text import InspectedText, Likely, no_grad, topk_ids
+from minillm_repl.views.sampler import next_situation
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -279,9 +280,10 @@ def shapes(shell: "Shell", asked: Arguments) -> None:
     has them.
     """
     inspected, settings = inspect_text(shell, asked.text), shell.session.settings
+    situation = next_situation(shell, inspected.ids, asked.text)
     from minillm_repl.generate.sampling import process_logits, softmax
 
     def sample(logits: "Scores") -> "Probabilities":
-        return softmax(process_logits(logits, settings, inspected.ids))[0]
+        return softmax(process_logits(logits, settings, inspected.ids, situation))[0]
 
     show(shell, compute(inspected, sample, ", ".join(active_samplers(settings))), asked.output)

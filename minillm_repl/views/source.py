@@ -44,6 +44,7 @@ _ELSEWHERE = {
     "attend": "minillm_repl.model.attention:attend",
     "rotary": "minillm_repl.model.rope",
     "sampling": "minillm_repl.generate.sampling",
+    "penalties": "minillm_repl.generate.penalties",
     "generate": "minillm_repl.generate.generate:generate",
     "loss": "minillm_repl.training.trainer:Trainer.loss",
     "train": "minillm_repl.training.trainer:Trainer.step",

@@ -1,6 +1,6 @@
 """The shapes of servers: what each is asked, and how its answers are read. One file a shape."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from minillm_repl.chat import Message
@@ -10,8 +10,13 @@ from minillm_repl.language import _
 from minillm_repl.remote import Entry, Facts, Job, Json, Listed, Part, Rendered
 from minillm_repl.remote.http import Connection, ServerError, error_of
 from minillm_repl.remote.sse import DONE, read_events
+from minillm_repl.settings import default_of, value_of
 
 _LEAST_LOGIT = -1e30  # for a probability of 0: samplers need finite logits
+
+
+# As OpenAI names them, and every server that has them.
+PENALTIES = {"presence-penalty": "presence_penalty", "frequency-penalty": "frequency_penalty"}
 
 
 class Engine(Protocol):
@@ -20,6 +25,7 @@ class Engine(Protocol):
     connection: Connection
     facts: Facts
     block: int = 1  # ids that are asked for together
+    more_samplers: Mapping[str, str] = {}  # settings that it knows besides, and its names of them
 
     def __init__(self, connection: Connection, facts: Facts) -> None:
         self.connection, self.facts = connection, facts
@@ -47,6 +53,14 @@ class Engine(Protocol):
         """Return the path and the body of a request that streams. Raises UserError."""
         del job
         raise UserError(_("{source} cannot continue this", source=self.facts.source))
+
+    def more(self, job: Job) -> Json:
+        """Return those of `more_samplers` that are on, as fields of a request."""
+        return {
+            field: value_of(job.sampling, name)
+            for name, field in self.more_samplers.items()
+            if value_of(job.sampling, name) != default_of(job.sampling, name)
+        }
 
     def part(self, event: Any, job: Job) -> Part:
         """Return what an event of the stream brings."""

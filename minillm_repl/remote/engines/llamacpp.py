@@ -6,12 +6,14 @@ from typing import Any
 from minillm_repl.chat import Message
 from minillm_repl.language import _
 from minillm_repl.remote import Entry, Facts, Job, Json, Listed, Part, Rendered, numbers
-from minillm_repl.remote.engines import Engine
+from minillm_repl.remote.engines import PENALTIES, Engine
 from minillm_repl.remote.http import Connection, ServerError
 
 _FEW = 100  # tokens to list where the size of the vocabulary is not told
 # Our order (generate/sampling.py). All others are off: the server's own defaults would count.
-_SAMPLERS = ["penalties", "temperature", "top_k", "top_p", "min_p"]
+_SAMPLERS = [
+    *("penalties", "dry", "top_n_sigma", "temperature", "top_k", "top_p", "min_p", "typ_p", "xtc")
+]
 
 
 def facts(connection: Connection, model: Json, properties: Json) -> Facts:
@@ -38,6 +40,16 @@ def facts(connection: Connection, model: Json, properties: Json) -> Facts:
 
 class LlamaCppEngine(Engine):
     """llama.cpp's server."""
+
+    more_samplers = PENALTIES | {
+        "typical-p": "typical_p",
+        "top-n-sigma": "top_n_sigma",
+        "xtc": "xtc_probability",
+        "xtc-threshold": "xtc_threshold",
+        "dry": "dry_multiplier",
+        "dry-base": "dry_base",
+        "dry-length": "dry_allowed_length",
+    }
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[Listed] | None:
         """Return the tokens of a text."""
@@ -89,6 +101,7 @@ class LlamaCppEngine(Engine):
             "stop": list(job.stop),
             "return_tokens": True,
             "stream": True,
+            **self.more(job),
         }
 
     def part(self, event: Any, job: Job) -> Part:

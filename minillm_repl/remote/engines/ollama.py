@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from minillm_repl.remote import Facts, Job, Json, Part, numbers
-from minillm_repl.remote.engines import Engine
+from minillm_repl.remote.engines import PENALTIES, Engine
 from minillm_repl.remote.engines.openai import facts as openai_facts
 from minillm_repl.remote.engines.openai import talk
 from minillm_repl.remote.http import Connection
@@ -19,6 +19,8 @@ def facts(connection: Connection, model: Json) -> Facts:
 
 class OllamaEngine(Engine):
     """ollama's server."""
+
+    more_samplers = PENALTIES | {"typical-p": "typical_p"}
 
     def request(self, job: Job) -> tuple[str, Json]:
         """Return a request of `/api/chat`, or of `/api/generate` without any template."""
@@ -36,6 +38,7 @@ class OllamaEngine(Engine):
                 "repeat_last_n": -1,
                 "seed": job.seed,
                 "stop": list(job.stop),
+                **self.more(job),
             },
         }
         if n_listed:

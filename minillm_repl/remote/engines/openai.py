@@ -4,7 +4,7 @@ from typing import Any
 
 from minillm_repl.language import _
 from minillm_repl.remote import Entry, Facts, Job, Json, Listed, Part, numbers
-from minillm_repl.remote.engines import Engine
+from minillm_repl.remote.engines import PENALTIES, Engine
 from minillm_repl.remote.http import Connection
 from minillm_repl.settings import default_of
 
@@ -29,6 +29,7 @@ class OpenAIEngine(Engine):
     """A server of which only the shape is known."""
 
     limit_field = "max_tokens"
+    more_samplers = PENALTIES
     sends_all_samplers = False  # those that OpenAI does not know, where they are off
 
     def request(self, job: Job) -> tuple[str, Json]:
@@ -61,7 +62,7 @@ class OpenAIEngine(Engine):
                 found[field] = value
         if job.stop:
             found["stop"] = list(job.stop)
-        return found
+        return found | self.more(job)
 
     def part(self, event: Any, job: Job) -> Part:
         """Return what an event brings."""

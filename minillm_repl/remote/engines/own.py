@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from minillm_repl.chat import Message
+from minillm_repl.generate.options import NO_NUMBERS, PARAMETERS, SAMPLER_ORDER
 from minillm_repl.language import _
 from minillm_repl.remote import Entry, Facts, Job, Json, Listed, Part, Rendered, numbers
 from minillm_repl.remote.engines import Engine
@@ -36,10 +37,21 @@ def facts(connection: Connection, model: Json) -> Facts:
     )
 
 
+# All that a request to our server may set, under the names of the settings.
+_ASIDE = ("temp", "top-k", "top-p", "min-p", "repeat-penalty")  # these have names of OpenAI's
+MORE_SAMPLERS = {
+    name: name.replace("-", "_")
+    for name in (*SAMPLER_ORDER, "mirostat", *PARAMETERS)
+    if name not in _ASIDE and name not in NO_NUMBERS
+}
+
+
 class OwnEngine(Engine):
     """Our own server."""
 
     block = 4096  # ids that are asked for together
+
+    more_samplers = MORE_SAMPLERS
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[Listed] | None:
         """Return the tokens of a text."""
@@ -104,6 +116,7 @@ class OwnEngine(Engine):
             "seed": job.seed,
             "stop": list(job.stop),
             "stream": True,
+            **self.more(job),
         }
 
     def part(self, event: Any, job: Job) -> Part:

@@ -68,6 +68,7 @@ class SglangEngine(OpenAIEngine):
                 "min_p": sampling.min_p,
                 "repetition_penalty": sampling.repeat_penalty,
                 "stop": list(job.stop),
+                **self.more(job),
             },
             "return_logprob": True,
             "top_logprobs_num": job.n_listed,

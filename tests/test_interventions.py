@@ -16,7 +16,7 @@ from minillm_repl.views.attention import compute_head
 from minillm_repl.views.effect import compute as effect_view
 from minillm_repl.views.inspected_text import InspectedText
 from minillm_repl.views.patch import compute as patch_view
-from minillm_repl.views.patch import patched_logits
+from minillm_repl.views.patching import patched_logits
 from minillm_repl.views.steer import RANDOM_DIRECTIONS as RANDOM
 from minillm_repl.views.steer import direction, pair, whole
 from minillm_repl.views.steer import lead_ids as lead

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from minillm_repl.views import lens, why
+from minillm_repl.views import lens, path_patching, why
 from minillm_repl.views.ablate import ablation_hook as silencing
 from minillm_repl.views.attention import weights
 from minillm_repl.views.patch import compute as patch_view
@@ -124,3 +124,48 @@ def test_a_cell_of_the_patches_is_a_pass_with_that_resid_post_exchanged(pair, ot
         )
         expected = (apart(patched) - corrupt) / (clean - corrupt)
         assert view.effects[LAYER + 1][position] == pytest.approx(expected, abs=1e-4)
+
+
+def measured(view):
+    """The fraction that a view shows, of the logits of TransformerLens."""
+    a, b = view.answer_a.id, view.answer_b.id
+    span = view.clean - view.corrupt
+    return lambda logits: (logits[0, -1, a] - logits[0, -1, b] - view.corrupt) / span
+
+
+@pytest.mark.parametrize(
+    ("what", "name"),
+    [
+        ("attention", "attn_out"),
+        ("feed-forward", "mlp_out"),
+        *((each, f"attn_head_{each}_all_pos") for each in ("q", "k", "v", "pattern")),
+        ("z", "attn_head_out_all_pos"),
+    ],
+)
+def test_every_patch_is_that_of_transformer_lens(pair, other, what, name):
+    from transformer_lens import patching
+
+    ours, theirs = pair
+    if what in ("q", "k") and ours.config.qk_norm and not ours.config.qk_norm_per_head:
+        pytest.skip("its hook is before the norm over all heads, ours is after it")
+    view = patch_view(other, ours, what)
+    _, cache = theirs.run_with_cache(other.input_ids)
+    scan = getattr(patching, f"get_act_patch_{name}")
+    found = scan(theirs, ours.input_ids, cache, measured(view))
+    torch.testing.assert_close(torch.tensor(view.effects), found.float(), **CLOSE)
+
+
+def test_a_path_is_the_direct_path_of_transformer_lens(pair, other):
+    from transformer_lens import patching
+
+    ours, theirs = pair
+    view = path_patching.compute(other, ours, "0.1", "2.3.q")
+    _, clean = theirs.run_with_cache(other.input_ids)
+    _, corrupt = theirs.run_with_cache(ours.input_ids)
+    try:
+        found = patching.get_act_patch_direct_path(
+            theirs, ours.input_ids, clean, corrupt, measured(view), 0, 1, verbose=False
+        )
+    except (ValueError, NotImplementedError) as error:
+        pytest.skip(str(error))  # such as norms after the parts, which it does not take apart
+    assert view.senders[0].effect == pytest.approx(float(found[2, 3]), abs=1e-4)

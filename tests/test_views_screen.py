@@ -41,6 +41,8 @@ VIEWS = {
     ":qkv 0.1 top=3": "`top=N` lists more keys",
     ":ablate scan": "head ablation scan",
     ":patch {text} -> {same}": "logit difference restored",
+    ":patch {text} -> {same} what=z by=gradient": "largest estimates",
+    ":patch {text} -> {same} to=1.0.q": "path patching into",
     ":near {next}": "cosine",
     ":near {next} - {other} + {next}": "cosine",
     ":map": "principal components",

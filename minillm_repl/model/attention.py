@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
 
 from minillm_repl.model.config import CANON_TOKENS, AnyConfig
+from minillm_repl.model.hooks import Hook, wants_pattern
 
 
 def attend(
@@ -49,6 +50,32 @@ def attend(
         scale=config.attention_scale,
         enable_gqa=is_grouped,
     )
+
+
+def attend_hooked(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    config: AnyConfig,
+    sliding_window: int = 0,
+    mask: Tensor | None = None,
+    *,
+    hook: Hook,
+    name: str,
+) -> Tensor:
+    """Return what `attend` returns, with the weights that `hook` makes of the model's own.
+
+    `name` is that of the weights. A hook that changes no weight changes no bit of the result.
+    """
+    z = attend(q, k, v, config, sliding_window, mask)  # (b, h, new, d)
+    if not wants_pattern(hook, name):
+        return z
+    pattern = attention_weights(q, k, config, sliding_window)  # (b, h, new, seen)
+    replaced = hook(name, pattern)
+    if replaced is pattern:
+        return z
+    # The difference alone is added: heads whose weights stay keep every bit.
+    return z + (replaced - pattern) @ v.repeat_interleave(q.shape[1] // v.shape[1], dim=1)
 
 
 def attention_weights(q: Tensor, k: Tensor, config: AnyConfig, sliding_window: int = 0) -> Tensor:

@@ -9,7 +9,7 @@ head_dim, v = vocabulary.
 import torch
 from torch import Tensor, nn
 
-from minillm_repl.model.attention import ACTIVATION_FUNCTIONS, KVCache, attend
+from minillm_repl.model.attention import ACTIVATION_FUNCTIONS, KVCache, attend_hooked
 from minillm_repl.model.config import GPTConfig
 from minillm_repl.model.hooks import Hook, no_hook
 from minillm_repl.model.layers import Embedding, Linear, linear_float32
@@ -43,7 +43,9 @@ class Attention(nn.Module):
         if cache is not None:
             k, v = cache.update(self.layer, k, v)  # (b, h, past + t, d)
             mask = cache.mask(0)
-        z = attend(q, k, v, self.config, mask=mask).transpose(1, 2)  # (b, t, h, d)
+        pattern = name + "pattern"
+        z = attend_hooked(q, k, v, self.config, mask=mask, hook=hook, name=pattern)  # (b, h, t, d)
+        z = z.transpose(1, 2)  # (b, t, h, d)
         z = hook(name + "z", z)  # (b, t, h, d)
         return hook(name + "out", self.proj(z.flatten(2)))  # (b, t, h*d) -> (b, t, w)
 
@@ -122,6 +124,7 @@ class GPT(nn.Module):
             positions = torch.arange(ids.shape[1], device=ids.device)  # (t,)
         else:
             positions = cache.positions(ids.shape[1])  # (t,)
+        hook("positions", positions)
         x, cos_sin = self.token_embedding(ids), None  # (b, t, w)
         if self.position_embedding is not None:
             x = x + self.position_embedding(positions)  # (b, t, w)

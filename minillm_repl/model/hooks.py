@@ -4,9 +4,11 @@ A hook gets the name of the place and the tensor there. The pass goes on with th
 returns: the same one, or another. The names for layer `i`, with their shapes (b batch, t time,
 h head):
 
+    positions               (t,)                 of the tokens of this pass; only to be read
     embedding               (b, t, d_model)      token embedding, plus position where it is learned
     blocks.i.attention.q    (b, h, t, head_dim)  as it enters the dot product: after norm and RoPE
     blocks.i.attention.k|v  (b, h, t, head_dim)  the same; h counts n_kv_heads here
+    blocks.i.attention.pattern  (b, h, t, seen)  the attention weights; only for a `PatternHook`
     blocks.i.attention.z    (b, t, h, head_dim)  weighted sum of values, before W_O
     blocks.i.attention.normed  (b, t, d_model)   what a Canon layer reads: the normalised stream
     blocks.i.attention.mixed   (b, t, d_model)   what attention reads where there is a Canon layer
@@ -26,12 +28,33 @@ h head):
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # Views name hooks before torch is imported.
     from torch import Tensor
 
 Hook = Callable[[str, "Tensor"], "Tensor"]
+
+
+@dataclass(frozen=True)
+class PatternHook:
+    """A hook that reads or replaces attention weights too.
+
+    Fused attention never makes the weights, so they are computed only where `wants` says so.
+    """
+
+    hook: Hook
+    wants: Callable[[str], bool]  # by the name of the place: `blocks.0.attention.pattern`
+
+    def __call__(self, name: str, tensor: "Tensor") -> "Tensor":
+        """Read or replace an activation, as any hook does."""
+        return self.hook(name, tensor)
+
+
+def wants_pattern(hook: Hook, name: str) -> bool:
+    """Tell whether a hook reads or replaces the attention weights of this name."""
+    return isinstance(hook, PatternHook) and hook.wants(name)
 
 
 def no_hook(_name: str, tensor: "Tensor") -> "Tensor":
@@ -60,4 +83,7 @@ def compose(*hooks: Hook) -> Hook:
             tensor = each(name, tensor)
         return tensor
 
+    readers = [each for each in hooks if isinstance(each, PatternHook)]
+    if readers:
+        return PatternHook(hook, lambda name: any(each.wants(name) for each in readers))
     return hook

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own usual name
 from torch import Tensor, nn
 
-from minillm_repl.model.attention import KVCache, attend, softcap
+from minillm_repl.model.attention import KVCache, attend_hooked, softcap
 from minillm_repl.model.config import CANON_TOKENS, LlamaConfig
 from minillm_repl.model.hooks import Hook, no_hook
 from minillm_repl.model.layers import Embedding, Linear, add_causal_conv, linear_float32
@@ -107,7 +107,9 @@ class LlamaAttention(nn.Module):
         if cache is not None:
             k, v = cache.update(self.layer, k, v)  # (b, g, past + t, d)
             mask = cache.mask(self.sliding_window)
-        z = attend(q, k, v, config, self.sliding_window, mask).transpose(1, 2)  # (b, t, h, d)
+        window, pattern = self.sliding_window, name + "pattern"
+        z = attend_hooked(q, k, v, config, window, mask, hook=hook, name=pattern)  # (b, h, t, d)
+        z = z.transpose(1, 2)  # (b, t, h, d)
         z = hook(name + "z", z)  # (b, t, h, d)
         return self.proj(z.flatten(2))  # type: ignore[no-any-return]  # (b, t, h*d) -> (b, t, w)
 
@@ -230,6 +232,7 @@ class Llama(nn.Module):
             positions = torch.arange(ids.shape[1], device=ids.device)  # (t,)
         else:
             positions = cache.positions(ids.shape[1])  # (t,)
+        hook("positions", positions)
         x = times(self.token_embedding(ids), self.config.embedding_multiplier)  # (b, t, w)
         x = hook("embedding", x)
         cos_sin = {  # most models have one RoPE for all layers

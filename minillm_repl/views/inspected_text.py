@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.model.config import AnyConfig
-from minillm_repl.model.hooks import Hook, caching, compose, no_hook
+from minillm_repl.model.hooks import Hook, PatternHook, caching, compose, no_hook
 from minillm_repl.tokenizer import Token, Tokenizer
 from minillm_repl.tokenizer.lookup import find_token_ids
 from minillm_repl.tokenizer.truncation import TruncatedText
@@ -174,7 +174,8 @@ class InspectedText:
         The activations have no batch dimension. Raises UserError if the logits are not finite.
         """
         cache: dict[str, Tensor] = {}
-        hook = compose(self.hook, caching(cache, lambda name: name.endswith(names)))
+        reader = caching(cache, lambda name: name.endswith(names))
+        hook = compose(self.hook, PatternHook(reader, lambda name: name.endswith(names)))
         # (1, time, vocab) -> (time, vocab)
         logits = check_finite(self.model(self.input_ids, hook=hook, last_only=last_only)[0])
         return logits, {name: tensor[0] for name, tensor in cache.items()}

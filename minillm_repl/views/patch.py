@@ -1,140 +1,37 @@
 """`:patch`: where the answer of one prompt can be carried to another (Meng et al., 2022)."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from rich.cells import cell_len
-from rich.console import Group, RenderableType
-from rich.text import Text
-
 from minillm_repl.errors import UserError
-from minillm_repl.language import N_, _
-from minillm_repl.model.hooks import compose
-from minillm_repl.render.console import FIGURES, NEGATIVE, POSITIVE, TITLE
-from minillm_repl.render.drawing import (
-    fit_to_width,
-    label_width,
-    signed_shade,
-    title,
-    token_style,
-)
-from minillm_repl.repl.arguments import Arguments, ChoiceOption, TextPair
+from minillm_repl.language import _
+from minillm_repl.repl.arguments import Arguments, ChoiceOption, Option, TextPair
+from minillm_repl.repl.places import Place, PlaceArgument
 from minillm_repl.repl.registry import command
+from minillm_repl.safetext import safe_line
 from minillm_repl.tokenizer import Token
-from minillm_repl.views.base import Row, View, inspect_text, show
-from minillm_repl.views.inspected_text import (
-    InspectedText,
-    check_finite,
-    no_grad,
-    place_name,
-    topk_ids,
+from minillm_repl.views import path_patching
+from minillm_repl.views.base import Row, View, find_predicted, show
+from minillm_repl.views.inspected_text import InspectedText, no_grad, occurrences, place_name
+from minillm_repl.views.patch_view import Checked, PatchView
+from minillm_repl.views.patching import (
+    PARTS,
+    Measure,
+    Part,
+    Progress,
+    attributed,
+    check_pair,
+    measure,
+    patched_logits,
 )
+from minillm_repl.views.prompts import CHAT, inspect_prompt, with_time_left
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from minillm_repl.repl.shell import Shell
 
-_HOOK_NAMES = {  # of the activations that are patched
-    "residual": ("embedding", ".residual"),
-    "attention": ("attention.out",),
-    "feed-forward": ("mlp.out",),
-}
-_TITLES = {
-    "residual": N_("patching the residual stream"),
-    "attention": N_("patching the attention output"),
-    "feed-forward": N_("patching the MLP output"),
-}
-_MAX_ACTIVATION = 2**22  # numbers of one activation in a pass
-_MIN_DIFFERENCE = 1e-3  # logits between A and B: float32 rounds to some 1e-5
-_PERCENT_WIDTH, _SHADE_WIDTH = 5, 2  # cells: ` -12%`, `▒▒`
-_EMBEDDING = "e", "emb"  # the name of its column, narrow and wide
-_MAX_LABEL = 24  # cells of a row's label
-
-
-@dataclass(frozen=True, kw_only=True)
-class PatchView(View):
-    """Prompt B, with one activation of prompt A each: how much of A's answer that restores."""
-
-    what: str  # `residual`, `attention` or `feed-forward`
-    a: tuple[Token, ...]
-    b: tuple[Token, ...]
-    answer_a: Token
-    answer_b: Token
-    likeliest: bool  # whether these are the top tokens after A and B
-    clean: float  # logit of A's answer − logit of B's answer, after A
-    corrupt: float  # the same after B
-    places: tuple[str, ...]  # in the order of the model
-    effects: tuple[Row, ...]  # (place, position): 0 is as after B, 1 is as after A
-
-    def draw(self, width: int) -> RenderableType:
-        """Return the restored fraction: a row for each position, a column for each layer."""
-        labels = [
-            a.label if a == b else f"{a.label}→{b.label}"
-            for a, b in zip(self.a, self.b, strict=True)
-        ]
-        longest = max(label_width(self.b), *map(cell_len, labels))
-        name_width = min(longest, _MAX_LABEL, max(8, width // 3))
-        index_width = len(str(len(self.b) - 1))
-        room = width - name_width - index_width - 2
-        cell = _PERCENT_WIDTH if len(self.places) * _PERCENT_WIDTH <= room else _SHADE_WIDTH
-        shown = range(max(0, len(self.places) - room // cell), len(self.places))
-        header = self._header(shown, index_width + name_width + 2, cell)
-        lines = Text.assemble((header, FIGURES), no_wrap=True)
-        for position, label in enumerate(labels):
-            is_changed = self.a[position] != self.b[position]
-            style = TITLE if is_changed else token_style(self.b[position])
-            lines.append(f"{position:>{index_width}} ", FIGURES)
-            lines.append(fit_to_width(label, name_width) + " ", style)
-            for place in shown:
-                lines.append(*_cell(self.effects[place][position], cell))
-            lines.append("\n")
-        lines.rstrip()
-        answers = {"a": self.answer_a.label, "b": self.answer_b.label}
-        measure = _("fraction of the {a} − {b} logit difference restored", **answers)
-        template = N_("logit difference: {a:+.3f} on A (100%), {b:+.3f} on B (0%)")
-        differences = _(template, a=self.clean, b=self.corrupt)
-        return Group(
-            title(_(_TITLES[self.what]), measure),
-            Text(differences, FIGURES),
-            lines,
-            Text(" · ".join(self._notes(shown, cell)), FIGURES),
-        )
-
-    def _header(self, shown: range, indent: int, cell: int) -> str:
-        """Return the line of layer numbers; of narrow columns, only every fifth has one."""
-        is_wide = cell > _SHADE_WIDTH
-        layers = [place.split()[0] for place in self.places]  # `embedding`, or a number
-        names = [
-            _EMBEDDING[is_wide] if layer == "embedding"
-            else layer if is_wide or int(layer) % 5 == 0
-            else ""
-            for layer in layers[shown.start :]
-        ]  # fmt: skip
-        return " " * indent + "".join(fit_to_width(name, cell, right=True) for name in names) + "\n"
-
-    def _notes(self, shown: range, cell: int) -> list[str]:
-        notes = [_("columns: after each layer")]
-        if shown[0] == 0 and self.what == "residual":
-            name = _EMBEDDING[cell > _SHADE_WIDTH]
-            notes = [_("columns: after each layer, {name}: the embedding", name=name)]
-        if cell == _SHADE_WIDTH:
-            notes.append(_("░ ≥20% ▒ ≥40% ▓ ≥60% █ ≥80%, -: negative"))
-        if not self.likeliest:
-            notes.append(_("both prompts have the same answer; these two tokens differ most"))
-        if len(shown) < len(self.places):
-            notes.append(_("the last {n} of {all}", n=len(shown), all=len(self.places)))
-        return notes
-
-
-def _cell(effect: float, width: int) -> tuple[str, str]:
-    """Return a fraction as a percentage, at most ±999%, or as shades; and its colour."""
-    percentage = round(100 * min(max(effect, -9.99), 9.99))
-    text = f"{percentage:>{width - 1}}%" if width == _PERCENT_WIDTH else signed_shade(effect)
-    if abs(effect) < 0.005:
-        return text, FIGURES
-    return text, POSITIVE if effect > 0 else NEGATIVE
+_CHECKED = 10  # cells of a scan by gradients that are patched too
 
 
 @no_grad
@@ -142,121 +39,78 @@ def compute(
     a: InspectedText,
     b: InspectedText,
     what: str = "residual",
-    progress: Callable[[float], None] = lambda _share: None,
+    progress: Progress = lambda _share: None,
+    *,
+    by: str = "runs",
+    position: int | None = None,
 ) -> PatchView:
     """Return how much of A's answer each activation of A restores in the pass over B.
 
-    `what` is `residual`, or what `attention` or the `feed-forward` adds to the residual stream. The
-    measure is a logit difference, A's answer − B's answer: 0 is as after B, 1 as after A. The
-    answers are the top tokens; if these are the same, the two tokens that differ most. `progress`
-    is called with the share that is done, 0 to 1. Raises UserError if the prompts do not pair token
-    by token, if one exceeds the context, or if the answers barely differ.
+    `what` is a name of `PARTS`: an activation, at each position alone, or of each head alone, at
+    all positions or at `position`. The measure is a logit difference, A's answer − B's answer: 0 is
+    as after B, 1 as after A. The answers are the top tokens; if these are the same, the two tokens
+    that differ most. With `by` = `gradient`, the effects are estimates to first order, of which the
+    largest are checked. Raises UserError if the prompts do not pair token by token, if one exceeds
+    the context, or if the answers barely differ.
     """
-    _check_pair(a, b)
-    logits_a, cache = a.run_with_cache(*_HOOK_NAMES[what], last_only=True)  # (1, vocab)
-    logits_b = b.logits(last_only=True)
-    answers = _answers(logits_a[0], logits_b[0])
-    answer_a, answer_b = (Token.from_id(a.tokenizer, answer) for answer in answers)
-    clean, corrupt = _differences(logits_a, answers)[0], _differences(logits_b, answers)[0]
-    if abs(clean - corrupt) < _MIN_DIFFERENCE:
-        raise UserError(
-            _(
-                "the logit difference of {a} and {b} is almost the same after both prompts "
-                "({clean:.4f} after A, {corrupt:.4f} after B): fractions of it would be "
-                "rounding errors",
-                a=answer_a.label,
-                b=answer_b.label,
-                clean=clean,
-                corrupt=corrupt,
-            )
-        )
-    effects = []
-    for name, activation in cache.items():
-        patched = _differences(patched_logits(b, name, activation), answers)
-        effects.append(tuple((each - corrupt) / (clean - corrupt) for each in patched))
-        progress(len(effects) / len(cache))
+    check_pair(a, b)
+    part = PARTS[what]
+    logits_a, cache = a.run_with_cache(*part.names, last_only=True)  # (1, vocab)
+    found = measure(a, logits_a[0], b.logits(last_only=True)[0])
+    places = {name: _place(b, name) for name in cache}
+    checked: tuple[Checked, ...] = ()
+    if by == "gradient":
+        effects = {
+            name: tuple(values.tolist())
+            for name, values in attributed(a, b, part, found, position).items()
+        }
+        checked = _check(b, effects, cache, found, part, position, places, progress)
+    else:
+        effects = {}
+        for done, (name, activation) in enumerate(cache.items()):
+            logits = patched_logits(
+                b, name, activation, part, position=position,
+                progress=lambda share, done=done: progress((done + share) / len(cache)),
+            )  # fmt: skip
+            effects[name] = tuple(found.fractions(logits))
+    answer_a, answer_b = (Token.from_id(a.tokenizer, answer) for answer in found.answers)
     return PatchView(
         what=what,
+        by=by,
         a=a.tokens,
         b=b.tokens,
+        position=position,
         answer_a=answer_a,
         answer_b=answer_b,
-        likeliest=answers == (topk_ids(logits_a[0], 1)[0], topk_ids(logits_b[0], 1)[0]),
-        clean=clean,
-        corrupt=corrupt,
-        places=tuple(_place(b, name) for name in cache),
-        effects=tuple(effects),
+        likeliest=found.likeliest,
+        clean=found.clean,
+        corrupt=found.corrupt,
+        places=tuple(places.values()),
+        effects=tuple(effects[name] for name in places),
+        checked=checked,
     )
 
 
-def _check_pair(a: InspectedText, b: InspectedText) -> None:
-    """Raise UserError if two prompts do not pair token by token."""
-    for name, prompt in (("A", a), ("B", b)):
-        if prompt.unseen_ids:
-            raise UserError(
-                _(
-                    "prompt {name} exceeds the context: the model sees {seen} of its {all} "
-                    "tokens, but patching needs them all",
-                    name=name,
-                    all=len(prompt.ids) + len(prompt.unseen_ids),
-                    seen=len(prompt.ids),
-                )
-            )
-    if len(a.ids) != len(b.ids):
-        raise UserError(
-            _(
-                "the two prompts need the same number of tokens, but have {a} and {b}; "
-                "check with `:tokens TEXT`",
-                a=len(a.ids),
-                b=len(b.ids),
-            )
-        )
-    if a.ids == b.ids:
-        raise UserError(_("both prompts are the same tokens: there is nothing to patch"))
-
-
-@no_grad
-def patched_logits(inspected: InspectedText, name: str, activation: "Tensor") -> "Tensor":
-    """Return the last logits (time, vocab): in row t, activation `name` is replaced at t.
-
-    `activation` (time, d_model) is of another text of the same length.
-    """
-    import torch
-
-    rows = []
-    size = max(1, _MAX_ACTIVATION // activation.numel())
-    for start in range(0, len(inspected.ids), size):
-        positions = torch.arange(start, min(start + size, len(inspected.ids)))  # (row,)
-
-        def hook(at: str, tensor: "Tensor", positions: "Tensor" = positions) -> "Tensor":
-            if at != name:
-                return tensor
-            patched = tensor.clone()  # (row, time, d_model)
-            patched[torch.arange(len(positions)), positions] = activation[positions]
-            return patched
-
-        ids = inspected.input_ids.expand(len(positions), -1)  # (row, time)
-        logits = inspected.model(ids, hook=compose(inspected.hook, hook), last_only=True)
-        rows.append(check_finite(logits[:, 0]))
-    return torch.cat(rows)
-
-
-def _answers(logits_a: "Tensor", logits_b: "Tensor") -> tuple[int, int]:
-    """Return the top tokens after A and B; if these are one token, the two that differ most."""
-    first, second = topk_ids(logits_a, 1)[0], topk_ids(logits_b, 1)[0]
-    if first != second:
-        return first, second
-    log_a, log_b = logits_a.double().log_softmax(-1), logits_b.double().log_softmax(-1)
-    # The largest terms of KL(A ‖ B) and of KL(B ‖ A).
-    more = log_a - log_b
-    return topk_ids(log_a.exp() * more, 1)[0], topk_ids(log_b.exp() * -more, 1)[0]
-
-
-def _differences(logits: "Tensor", answers: tuple[int, int]) -> list[float]:
-    """Return the logit of the first answer − that of the second, for each row (row, vocab)."""
-    first, second = logits[:, answers[0]].double(), logits[:, answers[1]].double()
-    differences: list[float] = (first - second).tolist()
-    return differences
+def _check(
+    b: InspectedText,
+    effects: dict[str, Row],
+    cache: "dict[str, Tensor]",
+    found: Measure,
+    part: Part,
+    position: int | None,
+    places: dict[str, str],
+    progress: Progress,
+) -> tuple[Checked, ...]:
+    """Return the cells with the largest estimates, each with what its patch does."""
+    cells = [(name, cell) for name, row in effects.items() for cell in range(len(row))]
+    cells.sort(key=lambda each: -abs(effects[each[0]][each[1]]))
+    checked = []
+    for name, cell in cells[:_CHECKED]:
+        logits = patched_logits(b, name, cache[name], part, position=position, cells=[cell])
+        effect = found.fractions(logits)[0]
+        checked.append(Checked(places[name], cell, effects[name][cell], effect))
+        progress(len(checked) / min(_CHECKED, len(cells)))
+    return tuple(checked)
 
 
 def _place(inspected: InspectedText, name: str) -> str:
@@ -264,12 +118,20 @@ def _place(inspected: InspectedText, name: str) -> str:
     return place_name(inspected, name) if is_residual else name.split(".")[1]
 
 
+_ARGUMENTS = (
+    CHAT,
+    TextPair("->", "A -> B", also="→", required=2),
+    ChoiceOption("what", *PARTS),
+    ChoiceOption("by", "runs", "gradient"),
+    Option("from", path_patching.parse_sender, "", "HEAD"),
+    Option("to", path_patching.parse_receiver, "", "HEAD.q"),
+    PlaceArgument(),
+)
+
+
 @command(
     "patch",
-    arguments=(
-        TextPair("->", "A -> B", also="→", required=2),
-        ChoiceOption("what", "residual", "attention", "feed-forward"),
-    ),
+    arguments=_ARGUMENTS,
     json=True,
     aliases=("바꿔넣기",),
     group="Interventions",
@@ -278,23 +140,64 @@ def _place(inspected: InspectedText, name: str) -> str:
 def patch(shell: "Shell", asked: Arguments) -> None:
     """Patch activations from prompt A into prompt B.
 
-    The command runs prompt B many times. Each run replaces one activation, at one position after
-    one layer, with the activation of prompt A. A cell shows the fraction of A's answer that this
-    restores: (patched − B) / (A − B). Each term is a logit difference: the logit of A's top token
-    minus the logit of B's top token, after the patched prompt, B and A. 0% is no effect and 100% is
-    the same as A; values below 0% and above 100% are possible.
+    The command runs prompt B many times. Each run replaces one activation with that of prompt A. A
+    cell shows the fraction of A's answer that this restores: (patched − B) / (A − B). Each term is
+    a logit difference: the logit of A's top token minus the logit of B's top token, after the
+    patched prompt, B and A. 0% is no effect and 100% is the same as A; values below 0% and above
+    100% are possible.
 
     If both prompts have the same answer, the two tokens are those that add most to KL(A ‖ B) and
     KL(B ‖ A). If A − B is below 0.001, the view shows nothing: the numbers would be rounding
     errors.
 
-    The activation is the residual stream. With what=attention or what=feed-forward, it is what that
-    part adds to the residual stream. The prompts need the same number of tokens; they are paired by
-    position. Positions and layers count from 0.
+    The activation is the residual stream, at one position after one layer. With what=attention or
+    what=feed-forward, it is what that part adds to the residual stream.
+
+    With what=z, q, k, v or pattern, it is that of one head: its output before the output
+    projection, its queries, keys, values, or attention weights. k and v are numbered by KV head. It
+    is replaced at all positions, or at the place that is given: `@3`, `@날`.
+
+    by=gradient estimates all cells from one gradient: (A − B) · ∂(logit difference). It takes
+    seconds. The ten largest estimates are patched too, and the view shows the errors.
+
+    from=2.1 to=3.0.q patches a path: what head 2.1 has on A reaches the queries of head 3.0
+    directly, through the residual stream, while all other heads and MLPs stay as on B. Then B runs
+    on with these queries. A sender is a head (2.1), an MLP (2.mlp) or `embedding`; a receiver is
+    3.0.q, 3.0.k, 3.0.v, an MLP (3.mlp) or `logits`. With to= alone, all senders are ranked.
+
+    `:patch chat A -> B` makes each prompt the first message of a chat, in the model's template.
+
+    The prompts need the same number of tokens; they are paired by position. Positions, layers and
+    heads count from 0. `--json FILE` writes the numbers.
     """
-    a, b = (inspect_text(shell, text) for text in asked.texts)
-    with shell.screen.waiting(_("patching")) as update:
-        view = compute(
-            a, b, asked.what, lambda share: update(_("patching  {share:.0%}", share=share))
+    a, b = (inspect_prompt(shell, text, chat=bool(asked.chat)) for text in asked.texts)
+    sender, receiver = asked.values["from"], asked.to
+    position = _position(a, b, asked.place)
+    by_head = PARTS[asked.what].head is not None
+    is_path = bool(sender or receiver)
+    if asked.place and (is_path or not by_head):
+        raise UserError(
+            _("a place needs one of {names}", names="what=z, what=q, what=k, what=v, what=pattern")
         )
+    with shell.screen.waiting(_("patching")) as update:
+        progress = with_time_left(update, _("patching"))
+        view: View
+        model = safe_line(shell.require_model().name)
+        if is_path:
+            path = path_patching.compute(a, b, sender, receiver or "logits", progress)
+            view = replace(path, model=model)
+        else:
+            found = compute(a, b, asked.what, progress, by=asked.by, position=position)
+            view = replace(found, model=model)
     show(shell, view, asked.output)
+
+
+def _position(a: InspectedText, b: InspectedText, place: Place) -> int | None:
+    """Return the position of both prompts where heads are patched; None: at all.
+
+    A token of either means its own position, not the one before, where it was predicted.
+    """
+    if not place.token:
+        return None if place.position is None else b.index_of(place.position)
+    prompt = b if occurrences(b, place.token) else a
+    return prompt.index_of(find_predicted(prompt, place.token, place.number))

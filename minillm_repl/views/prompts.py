@@ -1,0 +1,62 @@
+"""Prompts of views that compare two: as plain text, or as the first message of a chat."""
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from minillm_repl.language import _
+from minillm_repl.repl.arguments import Choice
+from minillm_repl.repl.conversation import is_chatting, reserved_answer_tokens
+from minillm_repl.repl.model_loading import LoadedModel
+from minillm_repl.views.base import inspect_ids, inspect_text
+from minillm_repl.views.inspected_text import InspectedText
+
+if TYPE_CHECKING:
+    from minillm_repl.repl.shell import Shell
+
+CHAT = Choice("chat", name="chat")
+"""A word before a text: the text is the first message of a chat, in the model's template."""
+
+_LONG = 5.0  # seconds: below, the time that is left is no news
+
+
+def chat_ids(shell: "Shell", model: LoadedModel, text: str) -> list[int]:
+    """Return the ids of a text as the first message of a chat, up to where the model answers.
+
+    Raises UserError if the model has no chat template, or the text is too long.
+    """
+    from minillm_repl.chat import Message, fit_messages
+
+    is_chatting(model, setting=True)  # or an error
+    settings, template = shell.session.settings, model.checkpoint.chat_template
+    assert template is not None
+    system = [Message("system", settings.system)] if settings.system else []
+    context = model.decoder.context_length
+    size = context - reserved_answer_tokens(context, settings)
+    messages = [*system, Message("user", text)]
+    prompt, _kept = fit_messages(
+        template, model.checkpoint.tokenizer, messages, size, settings.special
+    )
+    return list(prompt.ids)
+
+
+def inspect_prompt(shell: "Shell", text: str, *, chat: bool = False) -> InspectedText:
+    """Return the open model and a text, or with `chat` the text as a message. Raises UserError."""
+    if not chat:
+        return inspect_text(shell, text)
+    model = shell.require_model()
+    return inspect_ids(shell, model, chat_ids(shell, model, text))
+
+
+def with_time_left(update: Callable[[str], None], what: str) -> Callable[[float], None]:
+    """Return a function that shows a share that is done (0 to 1), and how long the rest takes."""
+    started = time.monotonic()
+
+    def progress(share: float) -> None:
+        shown = f"{what}  {share:.0%}"
+        left = (time.monotonic() - started) * (1 / share - 1) if share else 0.0
+        if left >= _LONG:
+            shown += " · " + _("{n:.0f} s left", n=left)
+        update(shown)
+
+    return progress

@@ -9,6 +9,11 @@ from minillm_repl.checkpoint.header import Header, parse_field
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 
+_MAX_CURVES, _MAX_CURVE_NAME = 1_000, 100
+
+Curves = Mapping[str, tuple[tuple[int, float], ...]]
+"""Curves by name: (step, value) each."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
@@ -44,6 +49,8 @@ class TrainingRecord:
     curve: tuple[tuple[int, float], ...] = ()  # (step, training loss), thinned
     val_curve: tuple[tuple[int, float], ...] = ()  # (step, validation loss)
     run: RunRecord | None = None  # the last run; older files do not have it
+    # what was watched beside the losses (training/probes.py): `heads.induction`; nor this
+    probes: Curves = dataclasses.field(default_factory=dict)
 
     def append_to(self, earlier: "TrainingRecord | None") -> "TrainingRecord":
         """Return the record of an earlier run followed by this one."""
@@ -59,6 +66,10 @@ class TrainingRecord:
             tokens=earlier.tokens + self.tokens,
             curve=earlier.curve + shifted(self.curve),
             val_curve=earlier.val_curve + shifted(self.val_curve),
+            probes={
+                name: earlier.probes.get(name, ()) + shifted(self.probes.get(name, ()))
+                for name in dict.fromkeys((*earlier.probes, *self.probes))
+            },
         )
 
 
@@ -72,7 +83,7 @@ def parse_training_record(header: Header, name: str) -> TrainingRecord | None:
 def record_from_json(data: Any, name: str) -> TrainingRecord:
     """Return the training record of its JSON. Raises UserError naming the file."""
     record = data if isinstance(data, dict) else {}
-    match {"val_curve": [], "run": None, **record}:  # older files have neither
+    match {"val_curve": [], "run": None, "probes": {}, **record}:  # older files have none of them
         case {
             "steps": steps,
             "tokens": tokens,
@@ -85,12 +96,14 @@ def record_from_json(data: Any, name: str) -> TrainingRecord:
             "curve": list(curve),
             "val_curve": list(val_curve),
             "run": run,
+            "probes": probes,
         } if (
             (run is None or _is_run(run))
             and all(map(_is_count, (steps, tokens, seed)))
             and all(map(_is_loss, (train_loss, 0 if val_loss is None else val_loss)))
             and all(isinstance(version, str) for version in versions.values())
             and all(map(_is_point, (*curve, *val_curve)))
+            and _are_curves(probes)
         ):
             return TrainingRecord(
                 steps=steps,
@@ -104,12 +117,29 @@ def record_from_json(data: Any, name: str) -> TrainingRecord:
                 curve=tuple((step, loss) for step, loss in curve),
                 val_curve=tuple((step, loss) for step, loss in val_curve),
                 run=run and RunRecord(**run),
+                probes=parse_curves(probes),
             )
     raise UserError(
         _(
             "the training record of {name} has a missing or invalid field; see docs/format.md",
             name=name,
         )
+    )
+
+
+def parse_curves(data: Any) -> dict[str, tuple[tuple[int, float], ...]]:
+    """Return curves by name. Raises ValueError for what is none."""
+    if not _are_curves(data):
+        raise ValueError
+    return {name: tuple((step, value) for step, value in curve) for name, curve in data.items()}
+
+
+def _are_curves(data: Any) -> bool:
+    return (
+        isinstance(data, dict)
+        and len(data) <= _MAX_CURVES
+        and all(len(name) <= _MAX_CURVE_NAME for name in data)
+        and all(isinstance(curve, list) and all(map(_is_point, curve)) for curve in data.values())
     )
 
 

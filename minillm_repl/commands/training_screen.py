@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # The prompt line starts without torch.
 
     from minillm_repl.generate import GenerationConfig, Step
     from minillm_repl.training import TrainingFinished
+    from minillm_repl.training.probes import Probes
     from minillm_repl.training.run import TrainingRun
     from minillm_repl.training.trainer import Trainer
     from minillm_repl.views.watch import Watch
@@ -94,14 +95,14 @@ def draw_run(
     from minillm_repl.render.training import TrainingView
     from minillm_repl.render.training_summary import summary
 
-    watch = _make_watch(shell, run)
+    watch, probes = _make_watch(shell, run), _make_probes(shell, run)
     # The time of an evaluation is proportional to its tokens.
     plan, (on_the_way, last) = run.trainer.plan, run.trainer.evaluator.token_counts
     with (
         TrainingView(screen, plan.steps, plan.eval_interval, last / on_the_way) as view,
         on_process_resume(view.redraw_below),
     ):
-        finished = view.draw(events, lambda: _sample(shell, run, watch, interrupted))
+        finished = view.draw(events, lambda: _sample(shell, run, watch, probes, interrupted))
     if watch:
         shell.session.workspace.watch_view = watch.view()
     if finished.steps:
@@ -123,8 +124,22 @@ def _make_watch(shell: Shell, run: "TrainingRun") -> "Watch | None":
     return Watch(run.start.tokenizer, ids)
 
 
+def _make_probes(shell: Shell, run: "TrainingRun") -> "Probes | None":
+    """Return what measures the probes of `:watch heads`, if there are any."""
+    watched = shell.session.workspace.watched
+    if not watched or run.trainer.plan.shard:
+        return None
+    from minillm_repl.training.probes import PROBES, Probes
+
+    return Probes(run.trainer, tuple(each for each in PROBES if each in watched))
+
+
 def _sample(
-    shell: Shell, run: "TrainingRun", watch: "Watch | None", interrupted: Callable[[], bool]
+    shell: Shell,
+    run: "TrainingRun",
+    watch: "Watch | None",
+    probes: "Probes | None",
+    interrupted: Callable[[], bool],
 ) -> "RenderableType | None":
     """Return a text that the model writes now, below what it predicts after the watched prompt
     and, with `:verbose`, after the sample's start.
@@ -152,6 +167,11 @@ def _sample(
     if watch:
         moment = watch.look(run.trainer.model, run.trainer.state.step)
         parts.append(moment.line(shell.session.workspace.watch_prompt))
+    if probes and probes.measure():
+        from minillm_repl.views.watch_curves import lines
+
+        width = shell.screen.notes_console.width
+        parts += lines(run.trainer.state.probes, probes.names, probes.best, width)
     if verbose:
         width = shell.screen.notes_console.width
         parts.append(Text(_("after {text!r}", text=safe(run.sample_heading))))

@@ -57,12 +57,16 @@ def loss_plot(train: Points, val: Points, columns: int, rows: int, colours: bool
     return text
 
 
-def overlay_plot(runs: Sequence[Losses], columns: int, rows: int, colours: bool) -> Text:
+def overlay_plot(
+    runs: Sequence[Losses], columns: int, rows: int, colours: bool, unit: str = ""
+) -> Text:
     """Return the losses of several runs in one picture, each run with a letter of its own: at its
     validation losses, or along the curve while training where nothing is held out.
+
+    `unit` is what the left axis is called, if it is no loss.
     """
     legend = "  ".join(f"{mark} {run.name}" for mark, run in zip(OVERLAY_MARKS, runs, strict=False))
-    text = _plot(runs, OVERLAY_MARKS, "", columns, rows)
+    text = _plot(runs, OVERLAY_MARKS, "", columns, rows, unit)
     if colours:
         text.highlight_regex("[─│┌┐└┘┬┤]+", FIGURES)
         text.highlight_regex("[\u2801-\u28ff]+", MODEL)
@@ -77,7 +81,9 @@ def recent(points: Points, step: int) -> Points:
     return late if len(late) >= _MIN_RECENT else points
 
 
-def _plot(runs: Sequence[Losses], marks: str, legend: str, columns: int, rows: int) -> Text:
+def _plot(
+    runs: Sequence[Losses], marks: str, legend: str, columns: int, rows: int, unit: str = ""
+) -> Text:
     curves = [(smooth(_drawable(run.train)), _drawable(run.val)) for run in runs]
     every = [point for train, val in curves for point in (*train, *val)]
     steps, losses = ([point[axis] for point in every] for axis in (0, 1))
@@ -109,7 +115,7 @@ def _plot(runs: Sequence[Losses], marks: str, legend: str, columns: int, rows: i
     border = "─" * (area.width - cell_len(legend) - 1) + legend + "─"
     indent = " " * labels
     lines = [f"{indent}┌{border}┐", *lines, f"{indent}└{below_marks}┘", f"{indent} {below} "]
-    return Text("\n".join([*lines, _axis_names(columns)]), no_wrap=True, overflow="crop")
+    return Text("\n".join([*lines, _axis_names(columns, unit)]), no_wrap=True, overflow="crop")
 
 
 @dataclass(frozen=True)
@@ -161,9 +167,9 @@ def _step_axis(area: _Area, most: int) -> tuple[str, str]:
     return "".join(marks), numbers
 
 
-def _axis_names(columns: int) -> str:
+def _axis_names(columns: int, unit: str) -> str:
     """Return what the axes are called: the loss on the left, the step in the middle."""
-    loss, step = _("loss, nats per token"), _("step")
+    loss, step = unit or _("loss, nats per token"), _("step")
     gap = max(columns // 2 - cell_len(step) // 2 - cell_len(loss), 1)
     names = f"{loss}{' ' * gap}{step}"
     return names + " " * (columns - cell_len(names))

@@ -104,6 +104,7 @@ class Workspace:
     shown_notes: tuple[str, ...] = ()  # of the open model's files, those the user has been told
     watch_prompt: str = ""  # a prompt that is watched during training
     watch_view: Any = None  # the `WatchView` of what was measured
+    watched: tuple[str, ...] = ()  # the probes that are measured during training: `heads`
     _warned_wish: object = None  # the wish that was last answered by "unsaved trained weights"
 
     @property

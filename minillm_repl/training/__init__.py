@@ -124,6 +124,7 @@ class TrainerState:
     recent_losses: list[float] = field(default_factory=list)  # since the last point of the curve
     curve: list[tuple[int, float]] = field(default_factory=list)
     val_curve: list[tuple[int, float]] = field(default_factory=list)
+    probes: dict[str, list[tuple[int, float]]] = field(default_factory=dict)  # `heads.induction`
 
     def record_loss(self, loss: float, steps: int) -> None:
         """Add the loss of a step to the curve, each point of which is the mean of a stretch of the

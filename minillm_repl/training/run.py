@@ -213,6 +213,7 @@ def _make_record(run: TrainingRun, finished: TrainingFinished | None) -> Trainin
         versions=_versions(),
         curve=tuple(state.curve),
         val_curve=tuple(state.val_curve),
+        probes={name: tuple(points) for name, points in state.probes.items()},
         run=RunRecord(
             plan=to_texts(run.trainer.plan),
             reason=finished.reason if finished else "running",

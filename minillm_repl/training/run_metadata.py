@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from minillm_repl.checkpoint.record import parse_curves
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.settings import change, find, specs
 from minillm_repl.training import TrainerState
 from minillm_repl.training.plan import TrainPlan
 
-_ADDED_STATE = ("step_seconds", "first_quick_loss")  # older files do not have these
+_ADDED_STATE = ("step_seconds", "first_quick_loss", "probes")  # older files do not have these
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,8 +103,12 @@ def parse_state(data: Any, name: str) -> TrainerState:
             for key, default in defaults.items()
             if key in data or key not in _ADDED_STATE
         }
+        values["probes"] = {
+            name: list(curve) for name, curve in parse_curves(data.get("probes", {})).items()
+        }
         state = TrainerState(**values)
-        if state.step < 1 or any(type(value) not in (int, float, list) for value in data.values()):
+        plain = [value for key, value in data.items() if key != "probes"]
+        if state.step < 1 or any(type(value) not in (int, float, list) for value in plain):
             raise ValueError
     except (KeyError, TypeError, ValueError, OverflowError):
         raise UserError(

@@ -1,7 +1,7 @@
 """`:plot`: how a model has learnt, as a loss curve; several runs in one picture."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from rich.text import Text
@@ -13,6 +13,7 @@ from minillm_repl.repl.registry import command
 from minillm_repl.safetext import safe_line
 from minillm_repl.storage.paths import find_checkpoint
 from minillm_repl.views.base import View
+from minillm_repl.views.watch_curves import PROBES, curves_view
 
 if TYPE_CHECKING:
     from minillm_repl.render.plot import Losses
@@ -56,7 +57,7 @@ class OverlayView(View):
 
 @command(
     "plot",
-    arguments=(Words("runs", "[RUN|FILE ...]", completion="checkpoint"),),
+    arguments=(Words("runs", "[heads|lens|kl|RUN|FILE ...]", *PROBES, completion="checkpoint"),),
     aliases=("그래프",),
     group="Train",
     example=":plot",
@@ -68,9 +69,15 @@ def plot(shell: "Shell", asked: Arguments) -> None:
 
     RUN is a number from `:runs`, FILE a checkpoint. Several are drawn in one picture: each has a
     letter, which stands at its validation losses.
+
+    `:plot heads`, `:plot lens` and `:plot kl` show what `:watch heads` and so on measured while the
+    open model was trained.
     """
     out = shell.screen.out
     rows = min(max(out.height - 4, _PLOT_ROWS[0]), _PLOT_ROWS[1])
+    if asked.runs.lower() in PROBES:
+        _show_curves(shell, asked.runs.lower(), rows - 2)
+        return
     if asked.runs:
         show_overlay(shell, [losses_of(name) for name in asked.runs.split()])
         return
@@ -78,6 +85,15 @@ def plot(shell: "Shell", asked: Arguments) -> None:
     if record is None or not (record.curve or record.val_curve):
         raise UserError(_("this model has no training record; `:train` creates one"))
     view = PlotView(record.curve, record.val_curve, rows, not out.no_color)
+    shell.last_view, shell.last_shown, shell.last_pinned = view.draw, view, (0, 0)
+    out.print(view.draw(out.width), no_wrap=True, overflow="crop")
+
+
+def _show_curves(shell: "Shell", probe: str, rows: int) -> None:
+    """Draw what a probe measured. Raises UserError if it measured nothing."""
+    record, out = shell.require_model().checkpoint.record, shell.screen.out
+    view = curves_view(record.probes if record else {}, probe, max(rows, _PLOT_ROWS[0]))
+    view = replace(view, has_color=not out.no_color)
     shell.last_view, shell.last_shown, shell.last_pinned = view.draw, view, (0, 0)
     out.print(view.draw(out.width), no_wrap=True, overflow="crop")
 

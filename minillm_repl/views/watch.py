@@ -25,6 +25,7 @@ from minillm_repl.views.attn import FocusView, compute_focus
 from minillm_repl.views.base import View, show
 from minillm_repl.views.inspected_text import InspectedText, Likely, no_grad, topk
 from minillm_repl.views.lens import LensView
+from minillm_repl.views.watch_curves import PROBES
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -167,6 +168,7 @@ class Watch:
     arguments=Forms(
         (TextArgument("PROMPT"),),
         (Option("step", integer(0), metavar="N", required=True),),
+        *((probe,) for probe in PROBES),
         ("off",),
     ),
     json=True,
@@ -184,12 +186,32 @@ def watch(shell: "Shell", asked: Arguments) -> None:
     final answer, the first layer at which the logit lens gives it, and what the last token attends
     to most.
     :watch step=N shows the logit lens and the attention at the measured step nearest to N.
+    `:watch heads`, `:watch lens` and `:watch kl` measure a curve at each of these steps, which
+    `:plot heads` shows, also later: it is kept in the checkpoint.
+    heads: on tokens by chance that come twice in a row, the largest share of attention that a head
+    has on the token after the last occurrence of the present one (induction), and on the token
+    before (previous token); and the mean probability of the right token in the second half
+    (copying). An induction head forms where these rise together.
+    lens: KL(final ‖ logit lens) after each layer, in nats, on held-out text.
+    kl: KL(now ‖ start) and KL(now ‖ last measurement), in nats, on held-out text.
+    They take at most a seventh of the time; what would take more is left out.
+
     :watch off stops watching.
     """
     workspace = shell.session.workspace
     if asked.keyword == "off":
-        workspace.watch_prompt, workspace.watch_view = "", None
-        shell.screen.note(_("no prompt is watched"))
+        workspace.watch_prompt, workspace.watch_view, workspace.watched = "", None, ()
+        shell.screen.note(_("nothing is watched"))
+    elif asked.keyword:
+        workspace.watched = tuple(dict.fromkeys((*workspace.watched, asked.keyword)))
+        names = ", ".join(workspace.watched)
+        shell.screen.note(
+            _(
+                "watching {names}: run `:train`, then `:plot {name}`",
+                names=names,
+                name=asked.keyword,
+            )
+        )
     elif asked.text:
         workspace.watch_prompt = asked.text
         if workspace.model:

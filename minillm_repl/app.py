@@ -40,13 +40,12 @@ from minillm_repl.repl.startup import run_startup
 from minillm_repl.repl.train_request import TrainRequest
 from minillm_repl.repl.workspace import ReadOnly, RecentModels, Workspace, Writable
 from minillm_repl.safetext import safe_line
+from minillm_repl.storage.missing import find_model
 from minillm_repl.storage.paths import (
     DEFAULT_MODEL,
     ENGLISH_MODEL,
     LESSON_MODEL,
     exists,
-    find_checkpoint,
-    has_other_format,
     is_shipped,
     server_url,
     shipped_names,
@@ -81,8 +80,8 @@ class Start:
     def checkpoint(self) -> str:
         """What to open, as the user named it, or else what suits."""
         options = self.options
-        if self.launch.ckpt != "auto":
-            return self.launch.ckpt
+        if options.name is not None or self.launch.ckpt != "auto":
+            return str(options.name or self.launch.ckpt)
         if options.lesson is not None:
             return LESSON_MODEL
         # What a script opens must not depend on the locale.
@@ -158,15 +157,15 @@ def _make_shell(screen: Screen, start: Start) -> Shell:
 
     Raises UserError for a file that is not there and that no training could make.
     """
-    launch, path = start.launch, find_checkpoint(start.checkpoint)
+    launch, is_named = start.launch, start.options.name is not None
+    path = find_model(start.checkpoint, is_made=start.training is not None, is_named=is_named)
     is_there = exists(path) or bool(server_url(path))
-    if not is_there and start.training is None and has_other_format(path):
-        raise UserError(_("{path} does not exist", path=safe_line(start.checkpoint)))
     workspace = Workspace(
         loader=launch.loader(start.environment.variables),
         recent_models=RecentModels(launch.recent_file),
         destination=ReadOnly(path) if is_there else Writable(path),
-        user_selected=launch.ckpt != "auto" or start.options.lesson is not None,
+        user_selected=(launch.ckpt, start.options.name, start.options.lesson)
+        != ("auto", None, None),
     )
     # No command is imported here: a prompt needs none.
     registry = discover(commands, views, find_plugins=load_plugins)

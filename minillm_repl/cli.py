@@ -2,13 +2,8 @@
 
 import argparse
 import shlex
-import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
-
-from rich.cells import cell_len
-from rich.console import Console
-from rich.text import Text
+from typing import Any
 
 from minillm_repl import __version__
 from minillm_repl.app import ExitStatus, Start, run
@@ -23,98 +18,54 @@ from minillm_repl.configuration import (
 from minillm_repl.environment import Environment, OutputLost, process_environment
 from minillm_repl.errors import UserError
 from minillm_repl.language import N_, _, set_language
+from minillm_repl.render.completion_scripts import SHELLS, completion_script
 from minillm_repl.render.console import make_screen
+from minillm_repl.repl.flags import ALL, TOPICS, Formatter, Parser, topic_title
 from minillm_repl.repl.job_control import suspendable
-from minillm_repl.repl.quoting import translate_usage
+from minillm_repl.repl.registry import discover, load_plugins
 from minillm_repl.repl.settings import DEFAULT_VERBOSE_ROWS, Settings
 from minillm_repl.repl.train_request import TRAINING_FLAGS, training_request
-from minillm_repl.settings import Spec, format_value, specs, switch, value_of
+from minillm_repl.settings import Spec, format_value, specs, switch, value_of, words_of
+from minillm_repl.storage.paths import shipped_names
 from minillm_repl.training.plan import TrainPlan
 
 _EXAMPLES = N_(
     "examples:\n"
     "  minillm-repl                                          chat with the model that ships "
     "with the program\n"
-    "  minillm-repl --ckpt nalssi -p 날씨 --verbose          show the candidates at each step\n"
+    "  minillm-repl nalssi -p 날씨 --verbose                 show the candidates at each step\n"
     "  minillm-repl --ckpt new.safetensors --train story.txt --steps 500\n"
     "  echo 날씨 | minillm-repl -p - --json                  print every number as JSON lines\n"
 )
 
 
-class _Parser(argparse.ArgumentParser):
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        return super().parse_known_args(
-            self._join_dashed_values(sys.argv[1:] if args is None else args), namespace
-        )
-
-    def _join_dashed_values(self, words: Sequence[str]) -> list[str]:
-        """Tie each value to its flag if it begins with a dash and is no flag: `-p -5도`."""
-        # argparse takes any word with a dash before it for a flag, unless it is a number.
-        flags, joined = self._option_string_actions, list[str]()
-        for word in words:
-            flag = flags.get(joined[-1]) if joined else None
-            if (
-                flag
-                and flag.nargs is None
-                and word.startswith("-")
-                and word.partition("=")[0] not in flags
-            ):
-                joined[-1] = f"{flag.option_strings[-1]}={word}"
-            else:
-                joined.append(word)
-        return joined
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(
-            ExitStatus.USAGE,
-            _("minillm-repl: {message}; --help lists the flags", message=message) + "\n",
-        )
-
-
-class _Formatter(argparse.RawDescriptionHelpFormatter):
-    """argparse's help, in our language, some of whose letters are two cells wide."""
-
-    def add_usage(
-        self, usage: str | None, actions: Any, groups: Any, prefix: str | None = None
-    ) -> None:
-        super().add_usage(usage, actions, groups, prefix or _("usage: "))
-
-    def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
-        return translate_usage(super()._format_args(action, default_metavar))
-
-    def _format_action(self, action: argparse.Action) -> str:
-        text, flags = super()._format_action(action), self._format_action_invocation(action)
-        # argparse pads by letters; a wide one takes a space of the padding.
-        return text.replace(flags + " " * (cell_len(flags) - len(flags)), flags, 1)
-
-    def _split_lines(self, text: str, width: int) -> list[str]:
-        if cell_len(text) == len(text):  # argparse wraps by letters
-            return super()._split_lines(text, width)
-        return [line.plain.rstrip() for line in Text(text).wrap(Console(), width)]
-
-
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> Parser:
     """Return the parser of the command line; values stay text, for one place to check them all."""
-    parser = _Parser(
+    parser = Parser(
         prog="minillm-repl",
-        usage=_("minillm-repl [--FLAG VALUE ...]"),
+        usage=_("minillm-repl [NAME] [--FLAG VALUE ...]"),
         description=_(
             "Chat with a small language model, train it, and inspect every number that it computes."
         ),
         epilog=_(_EXAMPLES),
-        formatter_class=_Formatter,
+        formatter_class=Formatter,
         allow_abbrev=False,
         add_help=False,  # its own text would be English in every language
     )
     options = parser.add_argument_group(_("options"))
-    options.add_argument("-h", "--help", action="help", help=_("show this help message and exit"))
-    _add_start(parser.add_argument_group(_("start")))
-    _add_one_shot(parser.add_argument_group(_("one shot")))
-    _add_lessons(parser.add_argument_group(_("lessons (in the REPL: `:learn`)")))
-    sampling = parser.add_argument_group(_("sampling (in the REPL: `:set`)"))
+    opened = _("the model to open, as --ckpt takes it")
+    options.add_argument("name", metavar="NAME", nargs="?", help=opened)
+    shown = _("show this help, or that of a TOPIC or a command, and exit")
+    options.add_argument("-h", "--help", metavar="TOPIC", nargs="?", const="", help=shown)
+    written = _("print what lets a shell complete flags and models: bash, zsh or fish")
+    options.add_argument("--completion", metavar="SHELL", choices=SHELLS, help=written)
+    _add_start(parser.add_argument_group(topic_title("start")))
+    _add_one_shot(parser.add_argument_group(topic_title("once")))
+    _add_lessons(parser.add_argument_group(topic_title("lessons")))
+    sampling = parser.add_argument_group(topic_title("sampling"))
     for name, spec in specs(Settings).items():
         _flag(sampling, name, spec, value_of(Settings, name))
-    _add_training(parser.add_argument_group(_("training (in the REPL: `:help train`)")))
+    _add_training(parser.add_argument_group(topic_title("training")))
     return parser
 
 
@@ -195,6 +146,34 @@ def _flag(group: "argparse._ArgumentGroup", name: str, spec: Spec, default: obje
     group.add_argument(*names, dest=name, help=text, **more)
 
 
+def _show_help(parser: Parser, topic: str, environment: Environment) -> int:
+    """Print the help of the program, of a group of flags, or of a command."""
+    name = topic.lower().lstrip(":/")
+    if name in ("", ALL, *TOPICS):
+        environment.stdout.write(parser.format_help(name))
+        return ExitStatus.OK
+    from minillm_repl import commands, views
+    from minillm_repl.commands.program import print_help
+
+    try:
+        found = discover(commands, views, find_plugins=load_plugins).get(name)
+    except UserError as error:
+        topics = ", ".join([*TOPICS, ALL])
+        environment.stderr.write(f"minillm-repl: {error}\n")
+        environment.stderr.write(_("topics of --help: {topics}", topics=topics) + "\n")
+        return ExitStatus.USAGE
+    print_help(make_screen(environment).out, found)
+    return ExitStatus.OK
+
+
+def _completion_script(parser: Parser, shell: str) -> str:
+    every = specs(TrainPlan) | specs(Settings) | specs(Launch)
+    words = {name: words_of(spec) for name, spec in every.items()}
+    words["ckpt"] = (*words["ckpt"], *shipped_names())
+    words["help"] = (*TOPICS, ALL)
+    return completion_script(parser, shell, words, shipped_names())
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program; return its exit code."""
     environment = process_environment()
@@ -228,6 +207,11 @@ def _language_flag(arguments: Sequence[str] | None) -> str | None:
 def _main(arguments: Sequence[str] | None, environment: Environment) -> int:
     parser = make_parser()
     options, unknown = parser.parse_known_args(arguments)
+    if options.help is not None:
+        return _show_help(parser, options.help, environment)
+    if options.completion is not None:
+        environment.stdout.write(_completion_script(parser, options.completion))
+        return ExitStatus.OK
     if unknown:
         parser.error(_("unknown arguments: {names}", names=" ".join(unknown)))
     # A setting without its flag is None and leaves the word to a variable or the file.
@@ -241,6 +225,8 @@ def _main(arguments: Sequence[str] | None, environment: Environment) -> int:
         sources = setting_sources(Settings(), flags, environment.variables, file)
         training = training_request(options)
         alone = [options.prompt, training, options.eval]
+        if options.name is not None and launch.ckpt != "auto" and "ckpt" in flags:
+            raise UserError(_("name the model once: NAME or --ckpt NAME"))
         if options.json and alone == [None, None, None]:
             raise UserError(_("--json needs a prompt (-p TEXT), --train CORPUS or --eval FILE"))
         if options.eval is not None and alone.count(None) < 2:

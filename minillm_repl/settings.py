@@ -83,15 +83,28 @@ def number(low: float, high: float, *, above: bool = False) -> Parser:
     return parse
 
 
-def one_of(*choices: str) -> Parser:
-    """Return a parser of one of these words."""
+class OneOf:
+    """A parser of one of these words."""
 
-    def parse(text: str) -> str:
-        if text not in choices:
-            raise ValueError(_("one of {words}", words=", ".join(choices)))
+    def __init__(self, *choices: str) -> None:
+        self.choices = choices
+
+    def __call__(self, text: str) -> str:
+        """Return the word. Raises ValueError for another."""
+        if text not in self.choices:
+            raise ValueError(_("one of {words}", words=", ".join(self.choices)))
         return text
 
-    return parse
+
+def one_of(*choices: str) -> Parser:
+    """Return a parser of one of these words."""
+    return OneOf(*choices)
+
+
+def words_of(spec: Spec) -> tuple[str, ...]:
+    """Return the words that a setting takes, beside numbers and texts."""
+    choices = spec.parse.choices if isinstance(spec.parse, OneOf) else ()
+    return tuple(dict.fromkeys((*choices, *spec.special_values)))
 
 
 def file_or(*words: str) -> Parser:

@@ -163,7 +163,7 @@ class NameEscaper:
         first = sorted({name[1] for content in contents for name in pattern.finditer(content)})
         if not first:
             return cls()
-        used = set("".join([template.source, *template.variables.values(), *contents]))
+        used = set("".join([template.source, *map(str, template.variables.values()), *contents]))
         free = (point for point in _PRIVATE_USE if chr(point) not in used)
         return cls(dict(zip(free, first, strict=False)), pattern)
 

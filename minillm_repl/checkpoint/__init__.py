@@ -123,7 +123,7 @@ class ChatTemplate:
     """A Jinja template that renders a conversation, and the special tokens that it may name."""
 
     source: str
-    variables: Mapping[str, str] = dataclasses.field(default_factory=dict)  # bos_token: <s>
+    variables: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # bos_token: <s>
     # What renders it, of a model on a server, which keeps the template: from messages, and whether
     # names of special tokens mean the tokens, to a `chat.Prompt`.
     remote: Callable[..., Any] | None = None

@@ -15,11 +15,13 @@ from minillm_repl.repl.model_loading import ModelFuture
 from minillm_repl.repl.registry import command
 from minillm_repl.repl.shell import Shell
 from minillm_repl.safetext import safe_line
+from minillm_repl.storage.missing import missing_model, refuse_download
 from minillm_repl.storage.paths import (
     SUFFIX,
     exists,
     find_checkpoint,
     is_shipped,
+    server_url,
     shipped_names,
     user_path,
 )
@@ -58,6 +60,7 @@ def load(shell: Shell, asked: Arguments) -> None:
     """Open another checkpoint.
 
     PATH is a .safetensors or .gguf file, or a Hugging Face folder. NAME is a name from `:models`.
+    Nothing is downloaded: a name that is not here, or the address of a file, says how to get it.
     `:load http://127.0.0.1:8080 NAME` opens a model on a server; without NAME, its first.
 
     The open model stays open until the new one is ready. It also stays open if the new one cannot
@@ -70,7 +73,10 @@ def load(shell: Shell, asked: Arguments) -> None:
                 names=", ".join(shipped_names()),
             )
         )
+    refuse_download(asked.path)
     session, path = shell.session, find_checkpoint(asked.path)
+    if not exists(path) and not server_url(path):
+        raise UserError(missing_model(asked.path))
     session.confirm_discard("load")  # before the wait, not after it
     model = shell.wait_for_model(ModelFuture(session.workspace.loader, path), path)
     session.adopt(model, unsaved=False)

@@ -50,23 +50,7 @@ def help_(shell: Shell, asked: Arguments) -> None:
     if asked.command:
         # `:help :lens` and `:help lens scan` ask for lens.
         found = shell.registry.get(asked.command.partition(" ")[0].lstrip(":/"))
-        if cell_len(found.usage) > _MAX_USAGE_BESIDE:
-            out.print(Text(found.usage, TITLE), Text(_(found.summary)), sep="\n")
-        else:
-            out.print(commands_table([(found.usage, _(found.summary))]))
-        if found.details:
-            out.print(Text(_(found.details)))
-        others = [
-            name
-            for name in found.aliases
-            if name not in found.korean_names or current_language() == "ko"
-        ]
-        if others:
-            out.print(Text(_("also: {names}", names=", ".join(f":{name}" for name in others))))
-        if found.json:
-            out.print(Text(_(_JSON)))
-        if found.example:
-            out.print(Text(_("example: `{line}`", line=found.example)))
+        print_help(out, found)
         return
     listed = {
         group: [(_names(each), _(each.summary)) for each in shell.registry.group(group)]
@@ -78,6 +62,27 @@ def help_(shell: Shell, asked: Arguments) -> None:
         out.print(Text(_(group), FIGURES))
         out.print(commands_table(rows, width))
     out.print(Text(_(_KEYS), FIGURES))
+
+
+def print_help(out: Console, found: Command) -> None:
+    """Print what a command does, how it is typed, and an example."""
+    if cell_len(found.usage) > _MAX_USAGE_BESIDE:
+        out.print(Text(found.usage, TITLE), Text(_(found.summary)), sep="\n")
+    else:
+        out.print(commands_table([(found.usage, _(found.summary))]))
+    if found.details:
+        out.print(Text(_(found.details)))
+    others = [
+        name
+        for name in found.aliases
+        if name not in found.korean_names or current_language() == "ko"
+    ]
+    if others:
+        out.print(Text(_("also: {names}", names=", ".join(f":{name}" for name in others))))
+    if found.json:
+        out.print(Text(_(_JSON)))
+    if found.example:
+        out.print(Text(_("example: `{line}`", line=found.example)))
 
 
 def _names(command: Command) -> str:

@@ -117,6 +117,14 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Inserted:
+    """Tokens that the program wrote into the text: the end of thoughts that were too long."""
+
+    ids: tuple[int, ...]
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Finished:
     """How a generation ended."""
 
@@ -140,11 +148,14 @@ class TokenScore:
 
 
 GenerationEvent = Prefill | Step | Finished
+AnswerEvent = GenerationEvent | Inserted  # of a conversation
 
 
-def as_json(event: Step | Finished) -> dict[str, Any]:
-    """Return the event as JSON-ready data, named `step` or `finished`."""
+def as_json(event: Step | Inserted | Finished) -> dict[str, Any]:
+    """Return the event as JSON-ready data, named `step`, `inserted` or `finished`."""
     data = {"event": type(event).__name__.lower(), **_shallow(event)}
+    if isinstance(event, Inserted):
+        return data
     if isinstance(event, Step):
         data["top"] = [_shallow(candidate) for candidate in event.top]
         listing = data.pop("listing")
@@ -158,7 +169,7 @@ def _listing_json(listing: Listing) -> dict[str, Any]:
     return _shallow(listing) | {"entropy": bounds}
 
 
-def _shallow(event: Step | Finished | Candidate | Listing) -> dict[str, Any]:
+def _shallow(event: Step | Inserted | Finished | Candidate | Listing) -> dict[str, Any]:
     # dataclasses.asdict copies each number of each candidate, which doubles the time of a step.
     return {name: getattr(event, name) for name in event.__slots__}
 

@@ -58,7 +58,7 @@ class Transcript(Console):
         """Print a text that goes on, as it is broken into lines for the terminal of now; remember
         it as it is.
         """
-        options = {"end": "", "soft_wrap": True}
+        options: dict[str, Any] = {"end": "", "soft_wrap": True}
         self._take_note((text,), options)
         super().print(wrapped, **options)
 

@@ -8,7 +8,7 @@ from time import monotonic
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
-from minillm_repl.generate import Finished, GenerationEvent, Step
+from minillm_repl.generate import AnswerEvent, Finished, Inserted, Step
 from minillm_repl.language import N_, _, _n
 from minillm_repl.render.console import CHOSEN, DROPPED, FIGURES, GOOD, MODEL, TITLE, Screen
 from minillm_repl.render.drawing import bar, fit_to_width
@@ -49,10 +49,14 @@ class Stream:
         moves = out.is_terminal and out.file.isatty() and not out.is_dumb_terminal
         self._wrapper = WordWrapper(lambda: out.width, safe(before)) if moves else None
         self._pending: list[str] = []
+        self._style = MODEL
         self._last_frame_time = 0.0
 
-    def add(self, text: str) -> None:
+    def add(self, text: str, style: str = MODEL) -> None:
         """Take more text; draw if the last frame is old enough."""
+        if style != self._style:
+            self.flush()
+            self._style = style
         self._pending.append(text)
         if monotonic() - self._last_frame_time >= _FRAME:
             self.flush()
@@ -64,14 +68,15 @@ class Stream:
         self._pending.clear()
         self._last_frame_time = monotonic()
         if text and self._wrapper:
-            self._out.print_wrapped(Text(text, MODEL), Text(self._wrapper.feed(text), MODEL))
+            wrapped = Text(self._wrapper.feed(text), self._style)
+            self._out.print_wrapped(Text(text, self._style), wrapped)
         elif text:
-            self._out.print(Text(text, MODEL), end="", soft_wrap=True)
+            self._out.print(Text(text, self._style), end="", soft_wrap=True)
         if text:
             self._out.file.flush()
 
 
-def draw_text(events: Iterable[GenerationEvent], screen: Screen, before: str = "") -> Finished:
+def draw_text(events: Iterable[AnswerEvent], screen: Screen, before: str = "") -> Finished:
     """Draw a generation as running text after `before`; the line is left open."""
     stream = Stream(screen, before)
     shown = 0
@@ -80,7 +85,7 @@ def draw_text(events: Iterable[GenerationEvent], screen: Screen, before: str = "
             if isinstance(event, Finished):
                 stream.add(event.text[shown:])  # what was held back until now
                 return event
-            if isinstance(event, Step):
+            if isinstance(event, Step | Inserted):
                 stream.add(event.text)
                 shown += len(event.text)
     finally:
@@ -89,7 +94,7 @@ def draw_text(events: Iterable[GenerationEvent], screen: Screen, before: str = "
 
 
 def draw_steps(
-    events: Iterable[GenerationEvent], screen: Screen, prompt: str, samplers: str
+    events: Iterable[AnswerEvent], screen: Screen, prompt: str, samplers: str
 ) -> Finished:
     """Draw a table of candidates for each step, and the text so far.
 
@@ -99,6 +104,8 @@ def draw_steps(
     for event in events:
         if isinstance(event, Finished):
             return event
+        if isinstance(event, Inserted):
+            text += event.text
         if not isinstance(event, Step):
             continue
         width = screen.out.width  # at each step: the terminal may have been resized
@@ -212,9 +219,15 @@ def exact_percent(probability: float) -> str:
     return f"{100 * probability:.2g}%" if is_small else percent(probability)
 
 
-def generation_summary(finished: Finished, seed: int, *, by_escape: bool = False) -> str:
-    """Return the line of figures after a generation; `by_escape`: Esc stopped it, not Ctrl-C."""
+def generation_summary(
+    finished: Finished, seed: int, *, by_escape: bool = False, thoughts: str = ""
+) -> str:
+    """Return the line of figures after a generation; `by_escape`: Esc stopped it, not Ctrl-C.
+
+    `thoughts` says how many of the tokens are thought, if any are.
+    """
     facts = [_n("{n} token", "{n} tokens", finished.tokens)]
+    facts += [thoughts] if thoughts else []
     if finished.tokens and finished.seconds:
         facts.append(_("{speed:,.0f} tokens/s", speed=finished.tokens / finished.seconds))
     reason = _(_REASONS[finished.reason])

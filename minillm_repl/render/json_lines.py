@@ -7,7 +7,7 @@ from math import isfinite
 from typing import IO, Any
 
 from minillm_repl import training
-from minillm_repl.generate import Finished, GenerationEvent, Prefill, as_json
+from minillm_repl.generate import AnswerEvent, Finished, Prefill, as_json
 
 _TRAINING_EVENT_NAMES = {
     training.Started: "started",
@@ -20,7 +20,7 @@ _TRAINING_EVENT_NAMES = {
 }
 
 
-def print_json(events: Iterable[GenerationEvent], stream: IO[str]) -> Finished:
+def print_json(events: Iterable[AnswerEvent], stream: IO[str]) -> Finished:
     """Print one line per step and one for the end, each at once; return the last event.
 
     The schema is in docs/format.md. It has no progress of the prompt.

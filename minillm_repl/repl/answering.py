@@ -15,7 +15,8 @@ from minillm_repl.safetext import safe
 from minillm_repl.tokenizer import decode
 
 if TYPE_CHECKING:
-    from minillm_repl.generate import Finished, GenerationEvent
+    from minillm_repl.chat.thinking import ThoughtSplitter
+    from minillm_repl.generate import AnswerEvent, Finished
     from minillm_repl.repl.shell import Shell
 
 
@@ -24,6 +25,8 @@ def respond(
 ) -> "Finished":
     """Let the model continue the session's text; draw what it was given and what it adds."""
     from minillm_repl.render.generation import draw_steps, draw_text, generation_summary
+    from minillm_repl.render.thoughts import draw_thinking
+    from minillm_repl.repl.thinking import splitter_of
 
     session, screen, tokenizer = shell.session, shell.screen, model.checkpoint.tokenizer
     verbose, turn = session.settings.verbose, session.conversation.turns[-1]
@@ -32,6 +35,10 @@ def respond(
         if turn.prompt_messages
         else decode(tokenizer, session.conversation.ids)
     )
+    # Where nobody sits, and nothing is hidden, the text is as the model writes it: with its tags.
+    is_apart = screen.interactive or session.settings.think == "hide"
+    is_chat = bool(turn.prompt_messages) and not verbose
+    splitter = splitter_of(session.conversation, tokenizer) if is_chat and is_apart else None
     try:
         events = _start_generation(shell, model, verbose)
     except UserError:
@@ -49,13 +56,29 @@ def respond(
             shell.echo(prompt_text, "", prefix)
         before = f"{prefix if screen.interactive else ''}{prompt_text}" if echo else ""
         try:
-            finished = draw_text(events, screen, before)
+            if splitter:
+                is_hidden = session.settings.think == "hide"
+                finished = draw_thinking(events, screen, splitter, before, is_hidden=is_hidden)
+            else:
+                finished = draw_text(events, screen, before)
         finally:
             screen.out.print()  # whatever happened, the next thing has a line of its own
-    by_escape = shell.interrupted.is_escape
-    screen.note(generation_summary(finished, session.conversation.seed, by_escape=by_escape))
+    thoughts = _keep_thoughts(shell, splitter) if splitter else ""
+    by_escape, seed = shell.interrupted.is_escape, session.conversation.seed
+    screen.note(generation_summary(finished, seed, by_escape=by_escape, thoughts=thoughts))
     note_unseen(shell, model)
     return finished
+
+
+def _keep_thoughts(shell: "Shell", splitter: "ThoughtSplitter") -> str:
+    """Let `:scroll` show the thoughts of an answer; return how many there are, if any."""
+    text = splitter.text.strip("\n")
+    if not text:
+        return ""
+    from minillm_repl.render.thoughts import thought_count
+
+    shell.last_view, shell.last_pinned = lambda _width: Text(safe(text)), (0, 0)
+    return thought_count(splitter.n_tokens)
 
 
 def note_unseen(shell: "Shell", model: LoadedModel) -> None:
@@ -73,7 +96,7 @@ def note_unseen(shell: "Shell", model: LoadedModel) -> None:
     shell.screen.note(outgrown_context_note(len(conversation.ids), window))
 
 
-def _start_generation(shell: "Shell", model: LoadedModel, top: int) -> "Iterator[GenerationEvent]":
+def _start_generation(shell: "Shell", model: LoadedModel, top: int) -> "Iterator[AnswerEvent]":
     """Return the events from the first token on; until then, the screen shows how much of a long
     prompt is read.
 

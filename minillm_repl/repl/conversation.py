@@ -9,11 +9,10 @@ from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.repl.model_loading import LoadedModel
 from minillm_repl.repl.settings import DEFAULT_ANSWER_TOKENS, DEFAULT_COMPLETION_TOKENS, Settings
-from minillm_repl.safetext import SPACE, expand_to_graphemes, safe_line
 
 if TYPE_CHECKING:  # the first prompt needs no numpy
     from minillm_repl.chat import Message
-    from minillm_repl.generate import GenerationEvent
+    from minillm_repl.generate import AnswerEvent, GenerationEvent
     from minillm_repl.tokenizer import Tokenizer
 
 _MAX_TURNS = 1_000  # that can be undone: a session of weeks must not fill the memory
@@ -80,9 +79,12 @@ class Conversation:
         Raises UserError if the chat template refuses the messages, or the text is too long.
         """
         from minillm_repl.chat import Message, fit_messages
+        from minillm_repl.chat.thinking import with_variables, without_thought
 
         context, template = model.decoder.context_length, model.checkpoint.chat_template
         assert template is not None
+        thinks = {"on": True, "off": False}.get(str(settings.think))
+        template = with_variables(template, settings.template, thinks=thinks)
         system = [Message("system", settings.system)] if settings.system else []
         # The setting of today counts, not the system prompt of the turns before.
         before = [] if is_first else self.messages
@@ -93,7 +95,10 @@ class Conversation:
             template, model.checkpoint.tokenizer, messages, max_prompt_tokens, settings.special
         )
         self.turn_end_ids = prompt.eos_token_ids
-        self.start_turn(prompt.ids, settings, prompt_messages=tuple(kept_messages))
+        ids = prompt.ids
+        if thinks is False:
+            ids = without_thought(template, model.checkpoint.tokenizer, ids)
+        self.start_turn(ids, settings, prompt_messages=tuple(kept_messages))
         return (len(messages) - len(kept_messages)) // 2
 
     def continue_text(self, new_ids: list[int], text: str, settings: Settings) -> None:
@@ -182,12 +187,13 @@ class Conversation:
         settings: Settings,
         interrupted: Callable[[], bool],
         top: int,
-    ) -> "Iterator[GenerationEvent]":
+    ) -> "Iterator[AnswerEvent]":
         """Continue the text. `ids` is what has been shown, however the generation ends."""
-        from minillm_repl.generate import Finished, GenerationConfig, Step
+        from minillm_repl.generate import Finished, GenerationConfig, Inserted, Step
         from minillm_repl.generate.detokenizer import text_token_ids
         from minillm_repl.generate.generate import generate
         from minillm_repl.generate.sampling import make_rng
+        from minillm_repl.repl.thinking import limit_thought, splitter_of
 
         tokenizer = model.checkpoint.tokenizer
         start, before = len(self.ids), self.answer(tokenizer)
@@ -204,10 +210,23 @@ class Conversation:
             rules=model.token_rules(settings, eos_token_ids),
             answer_start=self.turns[-1].answer_start,
         )
-        rng = make_rng(self.seed, walked)
-        for event in generate(model.decoder, tokenizer, self.ids, config, rng, interrupted):
+
+        def run(done: int) -> "Iterator[GenerationEvent]":
+            """Continue the text after `done` tokens of this generation."""
+            rest = replace(config, max_tokens=max(0, config.max_tokens - done))
+            rng = make_rng(self.seed, walked + done)
+            return generate(model.decoder, tokenizer, self.ids, rest, rng, interrupted)
+
+        events: Iterator[AnswerEvent]
+        if isinstance(settings.think, int) and self.turns[-1].prompt_messages:
+            events = limit_thought(run, splitter_of(self, tokenizer), settings.think, tokenizer)
+        else:
+            events = run(0)
+        for event in events:
             if isinstance(event, Step):
                 self.ids.append(event.id)
+            elif isinstance(event, Inserted):
+                self.ids.extend(event.ids)
             elif isinstance(event, Finished):
                 self.speed = event.tokens / event.seconds if event.seconds else 0.0
                 # Neither an end token nor what belongs to a stop string stays in the text.
@@ -273,35 +292,3 @@ def reserved_answer_tokens(context: int, settings: Settings) -> int:
 def fresh_seed(settings: Settings) -> int:
     """Return the seed that is set, or a random one."""
     return secrets.randbelow(2**32) if settings.seed is None else settings.seed
-
-
-def unknown_text_warning(
-    tokenizer: "Tokenizer", text: str, ids: list[int], *, is_empty: bool | None = None
-) -> str | None:
-    """Return what to say of the part of a text that is not in the vocabulary; None if all is.
-
-    `ids` are the tokens of the text, maybe among others: the text is tokenised again only if they
-    have an unknown token. Raises UserError if `is_empty`: nothing of the text became a token.
-    """
-    becomes = tokenizer.unk_token
-    if becomes and tokenizer.token_to_id(becomes) not in ids:
-        return None
-    unknown = tokenizer.find_unknown(text)
-    if not unknown:
-        return None
-    shown = safe_line(", ".join(expand_to_graphemes(unknown[:20], text)))
-    shown += " …" if len(unknown) > 20 else ""
-    if is_empty or (is_empty is None and not tokenizer.encode(text, add_special=False)):
-        every = map(tokenizer.token_bytes, range(tokenizer.vocab_size))
-        known = "".join(token_bytes.decode("utf-8", "replace") for token_bytes in every)
-        raise UserError(
-            _(
-                "no character of this is in the vocabulary: {shown}; the model knows {known}",
-                shown=shown,
-                known=safe_line(known[:60]).replace(" ", SPACE),
-            )
-        )
-    if not becomes:
-        return _("not in the vocabulary: {shown}; skipped", shown=shown)
-    token = safe_line(becomes)
-    return _("not in the vocabulary: {shown}; read as {token}", shown=shown, token=token)

@@ -19,6 +19,14 @@ from minillm_repl.settings import (
     value_of,
 )
 
+
+def template_variables(text: str) -> tuple[str, ...]:
+    """Parse `name=value` words for a chat template."""
+    from minillm_repl.chat.thinking import parse_variables
+
+    return parse_variables(strings(text))
+
+
 DEFAULT = "default"  # the value that drops what the user chose
 DEFAULT_VERBOSE_ROWS = 10  # candidates, when nobody says how many
 DEFAULT_COMPLETION_TOKENS, DEFAULT_ANSWER_TOKENS = 100, 500  # tokens, when nobody says how many
@@ -114,6 +122,30 @@ class Settings(Sampling):
         metavar="",
         special_values={"on": True, "off": False, "auto": None},
         example="off",
+    )
+    think: int | str = setting(
+        "auto",
+        integer(0),
+        "thoughts of a reasoning model: show or hide them, do without, or at most N tokens",
+        aliases=("생각",),
+        details="auto lets the chat template decide whether the model thinks, and shows its "
+        "<think> block dimmed, apart from the answer. on and off set the template's variable "
+        "enable_thinking (or thinking); where it has none, off begins the answer after an empty "
+        "block. hide shows one line in place of the thoughts; `:scroll` shows them. After N "
+        "tokens of thought the program writes </think>, and the model answers.",
+        unit="tokens",
+        special_values={"auto": "auto", "on": "on", "off": "off", "hide": "hide"},
+        example="off",
+    )
+    template: tuple[str, ...] = setting(
+        (),
+        template_variables,
+        "variables for the chat template",
+        details="Values are JSON if they can be, else text. Which variables a template has, its "
+        "model card says; `:prompt` shows what comes of them.",
+        metavar="NAME=VALUE",
+        special_values={"off": ()},
+        example="enable_thinking=false",
     )
     special: bool = setting(
         False,

@@ -15,7 +15,7 @@ from minillm_repl.language import _
 from minillm_repl.render.console import Screen
 from minillm_repl.repl.answering import respond
 from minillm_repl.repl.care import offer_help, offer_help_for_command
-from minillm_repl.repl.conversation import is_chatting, reserved_answer_tokens, unknown_text_warning
+from minillm_repl.repl.conversation import is_chatting, reserved_answer_tokens
 from minillm_repl.repl.model_loading import LoadedModel, ModelFuture
 from minillm_repl.repl.reading import ReadFile, fill_in
 from minillm_repl.repl.registry import Command, Registry
@@ -23,6 +23,7 @@ from minillm_repl.repl.session import LineHandler, Session
 from minillm_repl.repl.signals import InterruptCounter
 from minillm_repl.safetext import safe, safe_line
 from minillm_repl.storage.paths import checkpoint_title, exists
+from minillm_repl.tokenizer.lookup import unknown_text_warning
 
 PROMPT = ">>> "
 EXIT_WORDS = ("exit", "quit")  # as in Python, without a colon

@@ -25,7 +25,7 @@ _MAX_TOKENS = 4_096  # of one probe text
 
 def render(
     template: str,
-    variables: dict[str, str],
+    variables: dict[str, Any],
     conversations: list[tuple[list[dict[str, str]], bool]],
     probes: list[list[dict[str, str]]],
 ) -> tuple[list[tuple[str, list[tuple[int, int]]]], list[str]]:

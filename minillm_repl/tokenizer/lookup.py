@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
-from minillm_repl.safetext import NEWLINE, SPACE, safe_line
+from minillm_repl.safetext import NEWLINE, SPACE, expand_to_graphemes, safe_line
 from minillm_repl.tokenizer import Token, Tokenizer, label
 
 
@@ -59,6 +59,38 @@ def find_token_ids(tokenizer: Tokenizer, word: str) -> list[int]:
 
 def _is_single_token(tokenizer: Tokenizer, ids: list[int], text: str) -> bool:
     return len(ids) == 1 and tokenizer.token_bytes(ids[0]) == text.encode()
+
+
+def unknown_text_warning(
+    tokenizer: Tokenizer, text: str, ids: list[int], *, is_empty: bool | None = None
+) -> str | None:
+    """Return what to say of the part of a text that is not in the vocabulary; None if all is.
+
+    `ids` are the tokens of the text, maybe among others: the text is tokenised again only if they
+    have an unknown token. Raises UserError if `is_empty`: nothing of the text became a token.
+    """
+    becomes = tokenizer.unk_token
+    if becomes and tokenizer.token_to_id(becomes) not in ids:
+        return None
+    unknown = tokenizer.find_unknown(text)
+    if not unknown:
+        return None
+    shown = safe_line(", ".join(expand_to_graphemes(unknown[:20], text)))
+    shown += " …" if len(unknown) > 20 else ""
+    if is_empty or (is_empty is None and not tokenizer.encode(text, add_special=False)):
+        every = map(tokenizer.token_bytes, range(tokenizer.vocab_size))
+        known = "".join(token_bytes.decode("utf-8", "replace") for token_bytes in every)
+        raise UserError(
+            _(
+                "no character of this is in the vocabulary: {shown}; the model knows {known}",
+                shown=shown,
+                known=safe_line(known[:60]).replace(" ", SPACE),
+            )
+        )
+    if not becomes:
+        return _("not in the vocabulary: {shown}; skipped", shown=shown)
+    token = safe_line(becomes)
+    return _("not in the vocabulary: {shown}; read as {token}", shown=shown, token=token)
 
 
 def count_prefix_spaces(tokenizer: Tokenizer, ids: Sequence[int], text: str | None = None) -> int:

@@ -8,12 +8,15 @@ from itertools import pairwise
 from xml.etree import ElementTree
 
 import pytest
+from rich.cells import cell_len
 from wcwidth import wcswidth, wcwidth
 
 pytest.importorskip("termios")  # Windows has no pseudo-terminals of this kind
 
 from minillm_repl.checkpoint.native import save_native as save
+from minillm_repl.language import set_language
 from tests.conftest import random_checkpoint
+from tests.test_lessons import printed, shell_for
 from tests.test_terminal import COLOR, models, visit  # noqa: F401 - the fixtures
 
 ENGLISH = "the cat sat on"
@@ -388,3 +391,26 @@ def test_a_prompt_is_watched_while_the_model_learns(visit, tmp_path):
     assert "after step 10" in moment
     assert "logit lens" in moment
     assert "attention from" in moment
+
+
+@pytest.mark.parametrize("line", [":why", ":why by=layer", ":residual", ":lens", ":lens @b"])
+@pytest.mark.parametrize("language", ["en", "ko"])
+def test_a_terminal_of_40_columns_cuts_no_number(line, language):
+    pictures = []
+    set_language(language)
+    try:
+        for width in (40, 200):
+            shell = shell_for(
+                random_checkpoint(characters=[*"abcdefghij klmnop"], width=48, layers=3, heads=4),
+                width=width,
+            )
+            shell.run_line(":text abcd")
+            before = len(printed(shell))
+            shell.run_line(line)
+            pictures.append(printed(shell)[before:])
+    finally:
+        set_language("en")
+    narrow, wide = (set(re.findall(r"[-+]?\d+\.\d+%?", picture)) for picture in pictures)
+    assert narrow <= wide
+    assert narrow
+    assert max(map(cell_len, pictures[0].splitlines())) <= 40

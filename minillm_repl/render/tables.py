@@ -25,18 +25,21 @@ TABLE_GAP = 3  # cells between two columns of `plain_table`
 
 
 def plain_table(
-    *columns: str, right: Container[int] = (), wrap: Container[int] | None = None
+    *columns: str,
+    right: Container[int] = (),
+    wrap: Container[int] | None = None,
+    narrow: bool = False,
 ) -> Table:
     """Return an empty table in the house style.
 
     `right` has the columns that are aligned to the right, `wrap` those that may take several lines:
-    by default all.
+    by default all. `narrow` leaves one cell between two columns, for a small terminal.
     """
     table = Table(
         box=box.SIMPLE_HEAD,
         pad_edge=False,
         # Top, right, bottom, left. The divider of the box is the third cell of TABLE_GAP.
-        padding=(0, 2, 0, 0),
+        padding=(0, 0 if narrow else TABLE_GAP - 1, 0, 0),
         header_style=FIGURES,
         show_edge=False,
     )

@@ -258,7 +258,8 @@ class PromptReader:
                     all=context,
                 )
             )
-            facts.append(_("{size:,.1f} MiB cache", size=model.decoder.cache_bytes / 2**20))
+            if model.server is None:  # a server keeps the cache of its model
+                facts.append(_("{size:,.1f} MiB cache", size=model.decoder.cache_bytes / 2**20))
         if session.conversation.speed:
             facts.append(_("{speed:,.0f} tokens/s", speed=session.conversation.speed))
         width = get_app().output.get_size().columns - 1  # the last column would wrap

@@ -51,7 +51,7 @@ class LensView(View, Truncation):
         top_width = max(width - names - cell_len(answer) - bars - 28, 8)
         table = plain_table(
             _("after"), _("top tokens"), f"p({answer})", "", _("rank"), _("KL, nats"),
-            right=(2, 4, 5), wrap=() if width >= NARROW else (0, 1),
+            right=(2, 4, 5), wrap=() if width >= NARROW else (0, 1), narrow=width < NARROW,
         )  # fmt: skip
         for row in self.rows:
             style = TITLE if row.place == self.first else ""

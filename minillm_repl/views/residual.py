@@ -47,27 +47,35 @@ class ResidualView(View, Truncation):
 
     def draw(self, width: int) -> RenderableType:
         """Return a row for each layer: the norms of its two updates and of the stream after it."""
-        headings = _("layer"), _("attention"), _("cos"), _("MLP"), _("cos"), _("residual")
-        table = plain_table(*headings, "", right=range(6), wrap=())
         layers, (low, high) = self._by_layer(), self._ends()
+        headings = _("layer"), _("attention"), _("cos"), _("MLP"), _("cos"), _("residual")
         number_width = max(len(f"{max(row.added, row.stream):,.2f}") for row in self.rows)
         widths = max(cell_len(name) for name, _rows in layers), *[number_width, 5] * 2, number_width
-        sizes = (max(cell_len(head), size) for head, size in zip(headings, widths, strict=True))
-        taken = sum(size + TABLE_GAP for size in sizes)
-        cells = max(4, min(30, width - taken - 2))
+        sizes = [max(cell_len(head), size) for head, size in zip(headings, widths, strict=True)]
+        # A small terminal has room for the norms only.
+        is_narrow = sum(sizes) + len(sizes) * TABLE_GAP + 6 > width
+        columns = (0, 1, 3, 5) if is_narrow else range(6)
+        gap = 1 if is_narrow else TABLE_GAP
+        taken = sum(sizes[column] + gap for column in columns)
+        cells = min(30, max(0 if is_narrow else 4, width - taken - 2 * (not is_narrow)))
+        shown = [headings[column] for column in columns]
+        table = plain_table(*shown, "", right=range(len(shown)), wrap=(), narrow=is_narrow)
         for name, rows in layers:
             updates = {row.place.rpartition(" ")[2]: row for row in rows}
             stream = rows[-1].stream
             share = log(stream / low) / log(high / low) if stream > 0 and high > low else 0.0
-            table.add_row(
+            row = (
                 name, *_update(updates.get("attention")), *_update(updates.get("feed-forward")),
-                f"{stream:,.2f}", Text(bar(share, cells), MODEL),
+                f"{stream:,.2f}",
             )  # fmt: skip
+            table.add_row(*(row[column] for column in columns), Text(bar(share, cells), MODEL))
         where = _(
             "at {token}, position {position}", token=self.tokens[-1].label, position=self.position
         )
         legends = [
-            _(
+            _("attention, MLP: L2 norms of what they add")
+            if is_narrow
+            else _(
                 "attention, MLP: L2 norms of what they add · cos: with the residual stream before "
                 "it (+1 reinforces, 0 orthogonal, −1 cancels)"
             ),

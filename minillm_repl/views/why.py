@@ -1,5 +1,6 @@
 """`:why`: direct logit attribution, what each part of the model adds to a logit by itself."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from minillm_repl.repl.shell import Shell
 
 _ROWS = 14  # parts that have a row of their own; the others share one
+_MIN_BAR = 8  # cells: a shorter bar says nothing
 # The kinds of parts that belong to a layer: 0 to its attention, 1 to its MLP.
 _OF_LAYER = {"head": 0, "attention": 0, "attention bias": 0, "convolution": 0, "feed-forward": 1}
 
@@ -81,7 +83,7 @@ class WhyView(View, Truncation):
         total_name = _("total")
         name_width = max(map(cell_len, (*names, total_name)))
         max_abs = max(abs(part.value) for part in shown)
-        bars = min(60, max(16, width - name_width - 14))
+        bars = min(60, max(_MIN_BAR, width - name_width - 14))
         lines = Text.assemble(" " * (name_width + 2), signed_axis(max_abs, bars), no_wrap=True)
         lines.append("\n")
         for part, name in zip(shown, names, strict=True):
@@ -99,19 +101,28 @@ class WhyView(View, Truncation):
         """Return a row for each layer: what its attention and its MLP add; then the other parts."""
         layers, others = _by_layer(self.parts)
         max_abs = max((abs(value) for pair in layers.values() for value in pair), default=0.0)
-        bars = min(40, max(8, (width - 36) // 2))
-        headings = _("layer"), _("attention"), "", _("MLP"), ""
-        table = plain_table(*headings, right=(0, 1, 3), wrap=())
-        axis = signed_axis(max_abs, bars)
-        table.add_row("", "", axis, "", axis)
-        for layer, (attention, mlp) in layers.items():
-            table.add_row(
-                str(layer), f"{attention:+.3f}", signed_bar(attention, max_abs, bars),
-                f"{mlp:+.3f}", signed_bar(mlp, max_abs, bars),
-            )  # fmt: skip
+        bars = min(40, (width - 36) // 2)
+        is_narrow = bars < _MIN_BAR  # then the numbers stand alone
+        headings = _("layer"), _("attention"), _("MLP")
+        table = plain_table(
+            *(headings if is_narrow else (headings[0], headings[1], "", headings[2], "")),
+            right=range(3) if is_narrow else (0, 1, 3), wrap=(),
+        )  # fmt: skip
+        if not is_narrow:
+            axis = signed_axis(max_abs, bars)
+            table.add_row("", "", axis, "", axis)
+
+        def row(name: str, pair: Sequence[float], *, has_bars: bool = not is_narrow) -> None:
+            numbers = [f"{value:+.3f}" for value in pair]
+            drawn = [signed_bar(value, max_abs, bars) if has_bars else "" for value in pair]
+            both = [each for cell in zip(numbers, drawn, strict=True) for each in cell]
+            table.add_row(name, *(numbers if is_narrow else both))
+
+        for layer, pair in layers.items():
+            row(str(layer), pair)
         sums = [sum(pair[at] for pair in layers.values()) for at in (0, 1)]
         table.add_section()
-        table.add_row("Σ", f"{sums[0]:+.3f}", "", f"{sums[1]:+.3f}", "")
+        row("Σ", sums, has_bars=False)
         rest = [f"{component_name(part.name)} {part.value:+.3f}" for part in others]
         outside = _("outside the layers: {parts}", parts=" · ".join(rest))
         total = Text(_("total") + f" {self._total:+.3f}", TITLE)

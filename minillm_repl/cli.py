@@ -59,13 +59,13 @@ def make_parser() -> Parser:
     options.add_argument("-h", "--help", metavar="TOPIC", nargs="?", const="", help=shown)
     written = _("print what lets a shell complete flags and models: bash, zsh or fish")
     options.add_argument("--completion", metavar="SHELL", choices=SHELLS, help=written)
-    _add_start(parser.add_argument_group(topic_title("start")))
-    _add_one_shot(parser.add_argument_group(topic_title("once")))
-    _add_lessons(parser.add_argument_group(topic_title("lessons")))
-    sampling = parser.add_argument_group(topic_title("sampling"))
+    groups = {topic: parser.add_argument_group(topic_title(topic)) for topic in TOPICS}
+    _add_start(groups["start"])
+    _add_one_shot(groups["once"])
+    _add_lessons(groups["lessons"])
     for name, spec in specs(Settings).items():
-        _flag(sampling, name, spec, value_of(Settings, name))
-    _add_training(parser.add_argument_group(topic_title("training")))
+        _flag(groups["sampling"], name, spec, value_of(Settings, name))
+    _add_training(groups["training"])
     return parser
 
 

@@ -174,7 +174,11 @@ DATA = {
         "it used too much memory",
     },
 }
-MARKUP = ("<svg", "<!DOCTYPE", "<pre", "display: inline-block")  # what exported files begin with
+MARKUP = (  # what exported files begin with, and scripts for a shell
+    *("<svg", "<!DOCTYPE", "<pre", "display: inline-block"),
+    *("# Completion", "#compdef", "complete -c ", "compgen -W ", "    □) □; return"),
+    *("hf download ", "curl -LO "),  # commands that a user is told
+)
 
 
 def said(node):

@@ -340,7 +340,7 @@ def test_tab_completes_commands_names_settings_and_files(prompt, tmp_path):
         (":load ni", "nine.safetensors", ":load nine.safetensors"),
         (":train 말", "말뭉치.txt", ":train 말뭉치.txt"),
         (":help rep", "repeat-penalty", ":help repeat-penalty"),
-        (":set ", "repeat-penalty", ":set care"),
+        (":set ca", "care", ":set care"),
         (":set top", "top-p", ":set top-k"),
     ):
         prompt.type(typed)

@@ -79,7 +79,7 @@ def _bash(flags: list[_Flag], models: Sequence[str]) -> str:
         cases.append(f"    {names}) {act}; return ;;")
     every = _joined(name for flag in flags for name in flag.names)
     return f"""\
-# Completion of minillm-repl in bash; in ~/.bashrc: eval "$(minillm-repl --completion bash)"
+# Completion of minillm-repl in bash; in ~/.bashrc: source <(minillm-repl --completion bash)
 _minillm_repl() {{
   local word=${{COMP_WORDS[COMP_CWORD]}} before=${{COMP_WORDS[COMP_CWORD-1]}}
   COMPREPLY=()

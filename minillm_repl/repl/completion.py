@@ -104,16 +104,19 @@ class LineCompleter(Completer):
                 words += [spelling for spelling, _each in self._names(argument)]
             case "checkpoint":
                 words += [name for name, _source in self._session.workspace.models()]
-        for word in fuzzy(normalise_name(last), dict.fromkeys(words)):
-            if word != last:
+        is_file = completion in ("file", "checkpoint")
+        files = [*self._files(Document(argument), event, completion == "checkpoint")] * is_file
+        typed = normalise_name(last)
+        for word in fuzzy(typed, dict.fromkeys(words)):
+            # A file that begins so is nearer than a name that only has the letters.
+            if word != last and (not files or word.startswith(typed)):
                 yield Completion(word, -len(last))
         with suppress(UserError):  # a model on a server does not tell its sizes
             for word, what in self._of_model(command, before, last, event):
                 yield Completion(
                     word, -len(last), display=strip_joiners(safe_line(word)), display_meta=what
                 )
-        if completion in ("file", "checkpoint"):
-            yield from self._files(Document(argument), event, completion == "checkpoint")
+        yield from files
 
     def _files(
         self, document: Document, event: CompleteEvent, checkpoints: bool

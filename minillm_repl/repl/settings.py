@@ -126,7 +126,7 @@ class Settings(Sampling):
     think: int | str = setting(
         "auto",
         integer(0),
-        "thoughts of a reasoning model: show or hide them, do without, or at most N tokens",
+        "thoughts of a reasoning model: shown, hidden, off, limited",
         aliases=("생각",),
         details="auto lets the chat template decide whether the model thinks, and shows its "
         "<think> block dimmed, apart from the answer. on and off set the template's variable "

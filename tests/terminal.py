@@ -16,7 +16,7 @@ import pexpect
 import pyte
 from wcwidth import wcwidth
 
-PROMPT, PLACEHOLDERS = ">>> ", ("type the", "type a", "글의 첫머리")
+PROMPT, PLACEHOLDERS = ">>> ", ("type the", "type a", "글의 첫머리", "하고 싶은 말")
 # prompt_toolkit asks for bracketed paste each time that it begins to read a line
 _PROMPT_BEGINS = b"\x1b[?2004h"
 KEYS = {

@@ -2,12 +2,15 @@
 
 import math
 import re
+import tomllib
 from xml.etree import ElementTree
 
 import pytest
+import yaml
 
+import minillm_repl
 from tests.conftest import ROOT
-from tools import pictures
+from tools import pictures, record
 
 PAGES = sorted(
     path.relative_to(ROOT).as_posix()
@@ -68,6 +71,63 @@ def test_a_picture_shows_what_the_program_shows(made, name):
         math.isclose(a, b, rel_tol=0.01, abs_tol=0.11)
         for a, b in zip(numbers, kept_numbers, strict=True)
     )
+
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def screens(film):
+    """Return the screens of a film at which the program waits for a line: rows, without spaces."""
+    root = ElementTree.fromstring(film)
+    rows = {f"#{each.get('id')}": "".join(each.itertext()) for each in root.find(f"{SVG}defs")}
+    speed = re.compile(r"[\d,.]+ ?(?=tokens/s|토큰/초)|(?<=seed )\d+|(?<=시드 )\d+")
+    return [
+        ["".join(speed.sub("N", rows[use.get("href")]).split()) for use in each.iter(f"{SVG}use")]
+        for each in root.iter(f"{SVG}g")
+        if each.get("class") == "waits"
+    ]
+
+
+@pytest.mark.parametrize("name", record.VISITS)
+def test_the_first_minute_is_as_it_was_recorded(name):
+    """Greet, talk, ask why, leave, at 80 x 24. `python -m tools.record` records it again."""
+    language, typed = record.VISITS[name]
+    now = screens(record.film(record.record(language, typed), name))
+    kept = screens((record.FOLDER / f"{name}.svg").read_text(encoding="utf-8"))
+    assert len(now) == len(kept) == len(typed) + 1
+    assert [[NUMBER.sub("N", row) for row in each] for each in now] == [
+        [NUMBER.sub("N", row) for row in each] for each in kept
+    ]
+    assert now[1] == kept[1]  # what it said, to the letter
+    first, answer, *views = ("\n".join(each) for each in now)
+    assert typed[0].replace(" ", "") in answer
+    assert ("Try:Onceuponatime" if language == "en" else "예:심심해") in first
+    assert any(word in "".join(views) for word in (":why", ":이유"))
+
+
+def test_the_citation_names_this_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert {"cff-version", "message", "title", "authors"} <= set(citation)
+    assert str(citation["version"]) == minillm_repl.__version__
+
+
+def test_the_workflow_runs_what_ci_runs_on_each_system_and_python():
+    text = (ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
+    jobs = yaml.safe_load(text)["jobs"]
+    assert ".ci/run" in [step.get("run") for step in jobs["all"]["steps"]]
+    matrix = jobs["each"]["strategy"]["matrix"]
+    assert {each.partition("-")[0] for each in matrix["os"]} == {"ubuntu", "macos", "windows"}
+    assert matrix["python"] == ["3.11", "3.12", "3.13", "3.14"]
+    named = set(re.findall(r"matrix\.(\w+)", text))
+    assert named == set(matrix)
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    for each in re.findall(r"\.\[(\w+)\]", text):
+        assert each in extras["optional-dependencies"]
+
+
+def test_the_site_has_every_page():
+    listed = re.findall(r"^ +- .+: ([\w.-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    assert sorted(listed) == sorted(path.name for path in (ROOT / "docs").glob("*.md"))
 
 
 def test_pictures_are_small_and_all_are_used():

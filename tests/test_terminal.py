@@ -962,7 +962,7 @@ def test_who_names_no_model_gets_one_of_their_language_and_is_told_what_to_say_t
     hangul = visit("--ckpt", "hangul", ckpt="auto")
     for terminal, model, hint, other in (
         (english, "story", "It does not answer. Try: Once upon a time\n", "`:load hangul`"),
-        (korean, "hangul", "이렇게 말해 보세요: 심심해", "`:load nalssi`"),
+        (korean, "hangul", "예: 심심해", "`:load nalssi`"),
         (hangul, "hangul", "This model talks in Korean only. Try: 심심해", "`:load story`"),
     ):
         terminal.wait_for_prompt()

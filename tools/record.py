@@ -32,6 +32,7 @@ VISITS = {
     ),
 }
 _KEY, _WRITES, _READ, _READ_MORE = 0.09, 0.12, 2.5, 4.5  # seconds that a screen stays
+_SHOWN = 15  # screens of an answer that is being written
 _TOO_LONG = 120  # seconds for one answer
 _BURST = 3  # letters that come at once in a long line
 _CELL, _LINE, _FONT = 9.6, 20, 16  # pixels
@@ -87,11 +88,12 @@ def _type(terminal: Terminal, line: str) -> Iterable[Frame]:
 def _answer(terminal: Terminal) -> Iterable[Frame]:
     before = terminal.prompts
     terminal.keys("enter")
-    until = monotonic() + _TOO_LONG
+    until, writing = monotonic() + _TOO_LONG, list[Frame]()
     while terminal.prompts == before or not terminal.at_empty_prompt:
         assert monotonic() < until, terminal
         terminal.pump(0.1)
-        yield _frame(terminal.screen, _WRITES)
+        writing.append(_frame(terminal.screen, _WRITES))
+    yield from writing[-_SHOWN:]  # not how long a busy machine takes to import torch
     terminal.wait_for_toolbar(" · ")
     for _quiet in range(5):
         terminal.pump(0.1)

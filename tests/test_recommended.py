@@ -22,6 +22,7 @@ from minillm_repl.repl.session import Session
 from minillm_repl.repl.settings import Settings
 from tests.conftest import ROOT, random_checkpoint
 from tests.test_chat import CHATML, TEMPLATES
+from tests.test_finetuning import trained
 from tests.test_server import server
 
 
@@ -177,6 +178,13 @@ def test_what_is_recommended_is_saved_with_the_model(folder, tmp_path):
     save(replace(checkpoint, recommended={"temp": 0.0}), tmp_path / "greedy", folder=True)
     assert GenerationConfig.from_pretrained(tmp_path / "greedy").do_sample is False
     assert load(tmp_path / "greedy").recommended == {"temp": 0.0}
+
+
+def test_training_further_keeps_what_is_recommended(tmp_path):
+    (tmp_path / "text.txt").write_text("하나 둘 셋 " * 40)
+    start = replace(random_checkpoint(characters=list("하나둘셋 ")), recommended={"temp": 0.3})
+    _, _, after = trained(start, tmp_path / "text.txt", tmp_path / "m", steps=2)
+    assert after.recommended == {"temp": 0.3}
 
 
 def test_the_keys_of_a_gguf_file_set_the_samplers(nalssi, tmp_path):

@@ -193,6 +193,7 @@ def _without_weights(start: Checkpoint | None, config: AnyConfig, text: Texts) -
         path=start.path if start else None,
         chat_template=text.chat_template,
         eos_token_ids=text.eos_token_ids,
+        recommended=start.recommended if start else {},
     )
 
 

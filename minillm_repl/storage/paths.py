@@ -276,6 +276,11 @@ def lens_path(sha256: str, kind: str) -> Path:
     return user_cache_path("minillm-repl") / "lenses" / f"{sha256}.{kind}{SUFFIX}"
 
 
+def features_folder(sha256: str) -> Path:
+    """Return the folder of the features of the model with these weights, one in it a layer."""
+    return user_cache_path("minillm-repl") / "features" / sha256
+
+
 @cache
 def _claim_path(folder: Path) -> Path:
     """Return a place in a folder that no other session has; this one has it until it ends."""

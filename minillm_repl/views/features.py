@@ -266,7 +266,7 @@ _LAYER = Option("layer", integer(0), None, "L")
     example=":features off",
 )  # fmt: skip
 def features(shell: "Shell", asked: Arguments) -> None:
-    """Train, show and use the features of a layer (sparse autoencoder).
+    """Train and use features of a layer (sparse autoencoder).
 
     A sparse autoencoder writes the residual stream after a layer as a sum of a few of many
     directions, the features: x ≈ f · W_dec + b_dec, f = TopK((x − b_dec) · W_enc + b_enc).

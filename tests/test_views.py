@@ -113,7 +113,8 @@ def test_the_example_at_the_end_of_a_commands_help_runs(shell, each, tmp_path, m
             shell.run_line(each.example)
     else:
         shell.run_line(each.example)
-    if each.json and each.name not in ("temp", "watch", "features"):  # of their forms, one is a view
+    # Of the forms of these, one is a view.
+    if each.json and each.name not in ("temp", "watch", "features"):
         name = f":{each.name}"
         shell.run_line(f"{name} --json -{each.example.removeprefix(name)}")
         assert '{"view": "' in shell.screen.out.file.getvalue()

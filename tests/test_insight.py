@@ -14,6 +14,7 @@ from minillm_repl.checkpoint.load_save import load
 from minillm_repl.errors import UserError
 from minillm_repl.model.build import build
 from minillm_repl.model.hooks import caching
+from minillm_repl.render.export import plain_text
 from minillm_repl.tokenizer.lookup import find_token_ids
 from minillm_repl.views import lens, residual, why
 from minillm_repl.views.attention import compute_head, compute_layer, find_patterns, weights
@@ -341,3 +342,28 @@ def test_a_word_is_the_token_with_a_space_or_without_it_whichever_is_likelier():
     assert len(with_space) == 1
     assert with_space[0] in find_token_ids(tokenizer, "there")
     assert find_token_ids(tokenizer, "<s>") == [tokenizer.token_to_id("<s>")]
+
+
+def test_a_deep_model_shows_the_rows_that_change_on_one_screen_and_all_when_scrolled():
+    view = lens.compute(of_text(random_checkpoint(layers=20), "가각간갇"))
+    shown, whole = view._shown(80), view._shown(20_000)
+    assert (len(shown), len(whole)) == (15, 41)
+    assert [shown[0], shown[-1]] == [whole[0], whole[-1]]
+    assert not view.first or view.first in {row.place for row in shown}
+    assert "26 rows in which p changes least are left out" in plain_text(view, 80)
+
+
+def test_the_weights_of_a_layer_are_made_one_after_the_other_and_can_be_stopped():
+    subject = of_text(random_checkpoint(layers=3), "가각간갇")
+    passed = []
+
+    def stop(name, tensor):
+        passed.append(name)
+        if name == "blocks.1.attention.weights":
+            raise UserError("stopped")
+        return tensor
+
+    with pytest.raises(UserError, match="stopped"):
+        compute_focus(subject.with_hook(stop))
+    assert "blocks.0.attention.weights" in passed
+    assert "blocks.2.attention.weights" not in passed

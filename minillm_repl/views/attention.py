@@ -1,6 +1,6 @@
 """Attention weights, the patterns that heads follow, and maps of both: what `:attn` shows."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -56,6 +56,16 @@ def weights(inspected: InspectedText, layer: int | None = None) -> "dict[int, Te
 
     Each is (head, time, time): a row is a query, a column a key, and each row sums to 1.
     """
+    return dict(weights_by_layer(inspected, layer))
+
+
+def weights_by_layer(
+    inspected: InspectedText, layer: int | None = None
+) -> "Iterator[tuple[int, Tensor]]":
+    """Yield each layer and its attention weights, as `weights` has them, from one pass.
+
+    A long text has gigabytes of them in all layers together: only one is in memory.
+    """
     from minillm_repl.model.attention import attention_weights
 
     layers = inspected.config.attention_layers if layer is None else (layer,)
@@ -65,15 +75,15 @@ def weights(inspected: InspectedText, layer: int | None = None) -> "dict[int, Te
     cache = inspected.run_with_cache(
         prefix + "attention.q", prefix + "attention.k", last_only=True
     )[1]
-    return {
-        index: attention_weights(
+    for index in layers:
+        found = attention_weights(
             cache[f"blocks.{index}.attention.q"][None],
             cache[f"blocks.{index}.attention.k"][None],
             inspected.config,
             sliding_window(inspected, index),
         )[0]
-        for index in layers
-    }
+        # The hook ends this too after Ctrl-C, as it ends the pass.
+        yield index, inspected.hook(f"blocks.{index}.attention.weights", found)
 
 
 def sliding_window(inspected: InspectedText, layer: int) -> int:
@@ -257,20 +267,33 @@ def compute_layer(inspected: InspectedText, layer: int) -> LayerView:
     by_head = weights(inspected, layer)[layer]  # (head, time, time)
     patterns = find_patterns(by_head, inspected.ids, sliding_window(inspected, layer))
     heads = tuple(
-        HeadView(
-            layer=layer,
-            head=head,
-            tokens=inspected.tokens,
-            weights=to_tuples(by_head[head]),
-            patterns=patterns[head],
-            **inspected.window_fields,
-        )
+        _head_view(inspected, layer, head, by_head[head], patterns[head])
         for head in range(len(by_head))
     )
     return LayerView(inspected.tokens, heads, **inspected.window_fields)
 
 
+def _head_view(
+    inspected: InspectedText,
+    layer: int,
+    head: int,
+    weight: "Tensor",
+    patterns: tuple[Pattern, ...],
+) -> HeadView:
+    return HeadView(
+        layer=layer,
+        head=head,
+        tokens=inspected.tokens,
+        weights=to_tuples(weight),
+        patterns=patterns,
+        **inspected.window_fields,
+    )
+
+
 def compute_head(inspected: InspectedText, layer: int, head: int) -> HeadView:
     """Return one head's attention on the text. Raises UserError if there is no such head."""
     check_layer(inspected.config, layer, head)
-    return compute_layer(inspected, layer).heads[head]
+    # This head alone: a matrix of plain numbers takes eight times the memory of the tensor.
+    weight = weights(inspected, layer)[layer][head : head + 1]  # (1, time, time)
+    patterns = find_patterns(weight, inspected.ids, sliding_window(inspected, layer))
+    return _head_view(inspected, layer, head, weight[0], patterns[0])

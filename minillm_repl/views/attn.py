@@ -27,7 +27,7 @@ from minillm_repl.views.attention import (
     find_patterns,
     pattern_scores,
     sliding_window,
-    weights,
+    weights_by_layer,
 )
 from minillm_repl.views.base import View, inspect_place, show
 from minillm_repl.views.contributions import logit_direction
@@ -163,7 +163,7 @@ def compute_focus(inspected: InspectedText, token: int | None = None) -> FocusVi
     """
     answer, added = _added_by_heads(inspected, token)
     heads = []
-    for layer, by_head in weights(inspected).items():  # (head, time, time)
+    for layer, by_head in weights_by_layer(inspected):  # (head, time, time)
         patterns = find_patterns(by_head, inspected.ids, sliding_window(inspected, layer))
         for head, row in enumerate(by_head[:, -1]):  # (time,)
             top = row.argsort(descending=True, stable=True)[:_KEYS].tolist()

@@ -1,6 +1,7 @@
 """`:lens`: the prediction that each layer would make, the logit lens (nostalgebraist, 2020)."""
 
 from dataclasses import dataclass
+from math import log
 from typing import TYPE_CHECKING
 
 from rich.cells import cell_len
@@ -10,7 +11,13 @@ from rich.text import Text
 from minillm_repl.errors import UsageError
 from minillm_repl.language import _
 from minillm_repl.render.console import FIGURES, MODEL, TITLE
-from minillm_repl.render.drawing import bar, component_name, short_label, title
+from minillm_repl.render.drawing import (
+    UNLIMITED_WIDTH,
+    bar,
+    component_name,
+    short_label,
+    title,
+)
 from minillm_repl.render.generation import percent
 from minillm_repl.render.tables import NARROW, WIDE, plain_table
 from minillm_repl.repl.arguments import Arguments, Choice, Option, TextArgument, Words
@@ -28,6 +35,9 @@ from minillm_repl.views.inspected_text import (
 )
 from minillm_repl.views.lens_maps import KINDS, load
 from minillm_repl.views.lens_row import TOP, LensRow, draw_top, lens_row
+
+_SHOWN_ROWS = 15  # on a screen of 24; :scroll and :export show all
+_TINY = 1e-9  # probabilities below it count as equal
 
 if TYPE_CHECKING:
     from minillm_repl.repl.shell import Shell
@@ -53,7 +63,8 @@ class LensView(View, Truncation):
             _("after"), _("top tokens"), f"p({answer})", "", _("rank"), _("KL, nats"),
             right=(2, 4, 5), wrap=() if width >= NARROW else (0, 1), narrow=width < NARROW,
         )  # fmt: skip
-        for row in self.rows:
+        shown = self._shown(width)
+        for row in shown:
             style = TITLE if row.place == self.first else ""
             table.add_row(
                 Text(component_name(row.place), style), draw_top(row.top, top_width),
@@ -74,7 +85,28 @@ class LensView(View, Truncation):
             if self.first
             else _("{token} is not top-1 at the end", token=answer)
         )
+        left_out = len(self.rows) - len(shown)
+        if left_out:
+            conclusion += " · " + _(
+                "{n} rows in which p changes least are left out; :scroll shows all", n=left_out
+            )
         return Group(title(_("logit lens"), subtitle), table, Text(conclusion, FIGURES))
+
+    def _shown(self, width: int) -> list[LensRow]:
+        """Return the rows, without those in which least changes where there are too many."""
+        rows = list(self.rows)
+        if width >= UNLIMITED_WIDTH:
+            return rows
+
+        def change(at: int) -> tuple[bool, float]:
+            """How much a row differs from the one before it: in its top token, and in p."""
+            row, before = rows[at], rows[at - 1]
+            moved = abs(log(row.prob + _TINY) - log(before.prob + _TINY))
+            return row.top[0].token != before.top[0].token or row.place == self.first, moved
+
+        while len(rows) > _SHOWN_ROWS:  # the first and the last stay
+            del rows[min(range(1, len(rows) - 1), key=change)]
+        return rows
 
 
 @no_grad

@@ -6,11 +6,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from minillm_repl import commands, views
 from minillm_repl.checkpoint.load_save import read_model_type
 from minillm_repl.commands import train
+from minillm_repl.commands.one_shot import complete_once, evaluate_once
 from minillm_repl.configuration import Launch
 from minillm_repl.environment import (
     Environment,
@@ -26,14 +28,18 @@ from minillm_repl.repl.greeting import greet
 from minillm_repl.repl.loop import (
     PlainLineReader,
     open_terminal,
-    prompt_text,
     run_guarded,
-    run_one_shot,
     run_plain,
     run_script,
 )
 from minillm_repl.repl.registry import discover, load_plugins
 from minillm_repl.repl.session import Session
+from minillm_repl.repl.session_start import (
+    asks_for_session,
+    begin_session,
+    find_session,
+    keep_session,
+)
 from minillm_repl.repl.settings import Settings, Source
 from minillm_repl.repl.shell import Shell
 from minillm_repl.repl.startup import run_startup
@@ -49,7 +55,6 @@ from minillm_repl.storage.paths import (
     is_shipped,
     server_url,
     shipped_names,
-    user_path,
 )
 
 if TYPE_CHECKING:
@@ -109,11 +114,18 @@ def run(start: Start) -> ExitStatus:
     moved = leave_missing_folder()  # before any path is looked up
     if moved:
         screen.warn(moved)
+    folder = start.launch.session_folder
+    launch, session = find_session(start.launch, folder, start.options)
+    start = replace(start, launch=launch)
     shell = _make_shell(screen, start)
+    is_kept = terminal is not None or asks_for_session(start.options)
+    keep_session(shell, folder if is_kept else None, launch)
     if start.options.prompt is not None:
-        return _run_guarded(shell, partial(_complete, shell, start))
+        return _run_guarded(
+            shell, partial(complete_once, shell, start.environment, start.options, session)
+        )
     if start.options.eval is not None:
-        return _finish(shell, partial(_evaluate, shell, start.options))
+        return _finish(shell, partial(evaluate_once, shell, start.options))
     if start.options.serve is not None:
         return _run_guarded(shell, partial(_serve, shell, start))
     if start.options.auto:
@@ -137,11 +149,7 @@ def run(start: Start) -> ExitStatus:
         )
     if terminal is not None:
         run_startup(shell, start.launch.startup_file)
-    if start.options.lesson is not None:
-        # The lesson asks for the model at once: nothing is won by waiting for the prompt.
-        shell.session.workspace.start_loading()
-        run_guarded(shell, partial(shell.run_line, f":learn {start.options.lesson}"))
-    return ExitStatus(_run_session(shell, start, terminal))
+    return ExitStatus(_run_session(shell, start, terminal, session))
 
 
 def _terminal(start: Start) -> TextIO | None:
@@ -169,10 +177,8 @@ def _make_shell(screen: Screen, start: Start) -> Shell:
     )
     # No command is imported here: a prompt needs none.
     registry = discover(commands, views, find_plugins=load_plugins)
-    session, progress = (
-        Session(start.settings, workspace, sources=dict(start.sources)),
-        Progress.load(launch.progress_file),
-    )
+    session = Session(start.settings, workspace, sources=dict(start.sources))
+    progress = Progress.load(launch.progress_file)
     return Shell(session=session, screen=screen, registry=registry, progress=progress)
 
 
@@ -180,8 +186,15 @@ def _run_guarded(shell: Shell, action: Callable[[], object]) -> ExitStatus:
     return ExitStatus.OK if run_guarded(shell, action) else ExitStatus.FAILED
 
 
-def _run_session(shell: Shell, start: Start, terminal: TextIO | None) -> int:
+def _run_session(shell: Shell, start: Start, terminal: TextIO | None, session: Path | None) -> int:
     """Do what is typed or piped in; return the exit code."""
+    if start.options.lesson is not None:
+        # The lesson asks for the model at once: nothing is won by waiting for the prompt.
+        shell.session.workspace.start_loading()
+        run_guarded(shell, partial(shell.run_line, f":learn {start.options.lesson}"))
+    if asks_for_session(start.options):
+        shell.session.workspace.start_loading()
+        run_guarded(shell, partial(begin_session, shell, session, start.options))
     stdin = start.environment.stdin
     if shell.screen.interactive:
         from minillm_repl.repl.prompt import run_interactive
@@ -191,34 +204,6 @@ def _run_session(shell: Shell, start: Start, terminal: TextIO | None) -> int:
         return run_plain(shell, PlainLineReader(stdin, terminal))
     shell.session.workspace.start_loading()  # while the first lines come
     return run_script(shell, decoded_lines(stdin.buffer))
-
-
-def _complete(shell: Shell, start: Start) -> None:
-    """Complete the prompt of the command line. Raises UserError and KeyboardInterrupt."""
-    options = start.options
-    shell.session.workspace.start_loading()  # while the rest of the prompt is read
-    text = prompt_text(shell, start.environment, options.prompt)
-    run_one_shot(shell, text, echo=options.echo, json=options.json)
-
-
-def _evaluate(shell: Shell, options: argparse.Namespace) -> None:
-    """Measure the model on a file, and show what `:eval` shows. Raises UserError."""
-    from minillm_repl.render.json_lines import print_event
-    from minillm_repl.views.evaluate import eval_command, run_command
-
-    typed = options.eval
-    if exists(user_path(typed)):
-        typed = f'"{typed}"'  # a file, whatever is in its name
-    shell.session.workspace.start_loading()
-    if not options.json:
-        shell.run_line(f":eval {typed}")
-        return
-    stream = shell.screen.out.file
-    view = run_command(
-        shell, eval_command.parse(typed), lambda event: print_event(event, stream)
-    ).to_dict()
-    del view["view"], view["items"]  # each item was an event
-    print_event({"event": "finished", **view}, stream)
 
 
 def _serve(shell: Shell, start: Start) -> None:
@@ -232,10 +217,8 @@ def _serve(shell: Shell, start: Start) -> None:
                 name=safe_line(str(error.name)),
             )
         ) from None
-    address, key = (
-        parse_address(start.options.serve),
-        start.environment.variables.get("MINILLM_API_KEY", ""),
-    )
+    address = parse_address(start.options.serve)
+    key = start.environment.variables.get("MINILLM_API_KEY", "")
     if not key and not address.is_loopback:
         raise UserError(
             _(

@@ -72,7 +72,7 @@ def make_parser() -> Parser:
 def _add_start(group: "argparse._ArgumentGroup") -> None:
     for name, spec in specs(Launch).items():
         _flag(group, name, spec, value_of(Launch, name))
-    no_lines = _("do not keep a history of typed lines")
+    no_lines = _("keep neither a history of typed lines nor sessions")
     group.add_argument(
         "--no-history", dest="history", action="store_const", const="off", help=no_lines
     )
@@ -80,6 +80,10 @@ def _add_start(group: "argparse._ArgumentGroup") -> None:
     group.add_argument(
         "--no-startup", dest="startup", action="store_const", const="off", help=no_startup
     )
+    newest = _("go on with the session of last time, its model and its settings")
+    group.add_argument("--continue", dest="go_on", action="store_true", help=newest)
+    named = _("go on with the session NAME, or begin it (in the REPL: `:session`)")
+    group.add_argument("--session", metavar="NAME", help=named)
     served = _("answer programs over HTTP, as OpenAI's API does (docs/server.md), until Ctrl-C")
     where = "127.0.0.1:8321"
     group.add_argument("--serve", metavar="HOST:PORT", nargs="?", const=where, help=served)
@@ -231,6 +235,11 @@ def _main(arguments: Sequence[str] | None, environment: Environment) -> int:
             raise UserError(_("--json needs a prompt (-p TEXT), --train CORPUS or --eval FILE"))
         if options.eval is not None and alone.count(None) < 2:
             raise UserError(_("--eval cannot be used with -p or --train"))
+        if options.go_on and options.session is not None:
+            raise UserError(_("--continue cannot be used with --session"))
+        busy = [training, options.eval, options.serve, options.lesson]
+        if (options.go_on or options.session is not None) and busy != [None] * 4:
+            raise UserError(_("--continue and --session go with a conversation alone"))
         if (options.auto and options.lesson is None) or (options.export and not options.auto):
             raise UserError(_("--auto needs --lesson N, and --export needs both"))
         if options.overwrite and not options.export:

@@ -170,6 +170,11 @@ class Launch:
         return None if self.history in ("", "off") else user_state_path(_APP) / "recent"
 
     @property
+    def session_folder(self) -> Path | None:
+        """The folder of the sessions, or None without a history."""
+        return None if self.history in ("", "off") else user_state_path(_APP) / "sessions"
+
+    @property
     def progress_file(self) -> Path | None:
         """The file of a learner's progress, or None without a history."""
         return None if self.history in ("", "off") else user_state_path(_APP) / "progress.json"

@@ -1,5 +1,6 @@
 """What terminals send for keys, and what becomes of it in the prompt line."""
 
+import base64
 import re
 
 import pytest
@@ -151,3 +152,24 @@ def test_lines_typed_while_it_writes_are_lines_afterwards_and_ctrl_c_still_stops
     terminal.interrupt()
     terminal.wait_for("stopped by Ctrl-C")
     terminal.wait_for_prompt(before)
+
+
+def test_a_line_comes_back_to_be_changed_and_an_answer_goes_to_the_clipboard(prompt):
+    prompt.do("가")
+    prompt.do(":temp")
+    assert "1  가" in prompt.do(":history")
+    prompt.send(":history 1")
+    prompt.wait_for(line_is(">>> 가"))
+    prompt.type("나")
+    prompt.wait_for(line_is(">>> 가나"))
+    before = prompt.prompts
+    prompt.keys("enter")
+    prompt.wait_for_prompt(before)
+    prompt.send(":edit 1")
+    prompt.wait_for(line_is(">>> :edit 1 가"))
+    before = prompt.prompts
+    prompt.type("\x03")
+    prompt.wait_for(lambda terminal: terminal.at_empty_prompt)
+    prompt.do(":copy")
+    found = re.search(rb"\x1b\]52;c;([A-Za-z0-9+/=]*)\x07", prompt.raw)
+    assert base64.b64decode(found[1]).decode() == "다라마바"

@@ -157,6 +157,9 @@ DATA = {
         "not dim □",
     },
     "render": {
+        "<!-- made by minillm-repl -->",
+        '<span class="l□">□–□</span>',
+        '<span class="t l□□" id="t□" role="button" tabindex="-1">□</span>',
         "bold red",
         "id",
         "a generation ends with Finished",

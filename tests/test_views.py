@@ -104,6 +104,7 @@ def test_the_example_at_the_end_of_a_commands_help_runs(shell, each, tmp_path, m
         "leave": ExitRequested,
         "step": "needs a terminal",
         "adapter": "has no adapter",
+        "copy": "needs a terminal",
     }.get(each.name)
     if isinstance(end, str):
         with pytest.raises(UserError, match=end):

@@ -2,6 +2,7 @@
 
 import re
 from functools import partial
+from pathlib import Path
 
 from rich.cells import cell_len
 from rich.console import Console, RenderableType
@@ -11,7 +12,7 @@ from minillm_repl.errors import UsageError, UserError
 from minillm_repl.language import LANGUAGES, N_, _, current_language, set_language
 from minillm_repl.render.console import FIGURES, TITLE
 from minillm_repl.render.drawing import UNLIMITED_WIDTH
-from minillm_repl.render.export import write_view
+from minillm_repl.render.export import FORMATS, check_overwritable, whole_width, write_view
 from minillm_repl.render.tables import commands_table
 from minillm_repl.repl.arguments import Arguments, Choice, Flag, Words
 from minillm_repl.repl.quoting import split_word
@@ -19,6 +20,8 @@ from minillm_repl.repl.registry import GROUPS, Command, command, normalise_name
 from minillm_repl.repl.shell import ExitRequested, Shell
 from minillm_repl.safetext import safe_line
 from minillm_repl.storage.paths import user_path
+from minillm_repl.views.conversation import SUFFIXES as CONVERSATION_SUFFIXES
+from minillm_repl.views.conversation import compute
 
 # cells: a longer usage line stands above its summary, which would else have a few words a line
 _MAX_USAGE_BESIDE = 40
@@ -191,15 +194,15 @@ def quit_(_shell: Shell, _asked: Arguments) -> None:
 @command(
     "export",
     arguments=(
-        Words("file", "FILE.svg|.html|.txt", required=True, completion="file"),
-        Choice("session", "lesson", name="whole"),
+        Words("file", "FILE.svg|.html|.txt|.md|.json", required=True, completion="file"),
+        Choice("session", "lesson", "conversation", name="whole"),
         Flag("--overwrite"),
     ),
     aliases=("내보내기",),
     example=":export lens.svg",
 )
 def export(shell: Shell, asked: Arguments) -> None:
-    """Save the last view, or the whole session, as a picture.
+    """Save the last view, the conversation, or the whole session.
 
     The end of the name sets the format: .svg and .html keep colours and open in any browser; .txt
     is plain text. The picture holds the whole view, however small the terminal is.
@@ -207,22 +210,35 @@ def export(shell: Shell, asked: Arguments) -> None:
     `session` saves all that this session has shown, even without a view. `lesson` saves the lesson
     that is open, or was last open, with its pictures as they were.
 
+    .md and .json save the conversation: the transcript, or every number of each token as `--json`
+    has it. `:export FILE.html conversation` saves one page to look into: the text is coloured by
+    probability, and shows a token's candidates where one points. It works offline.
+
     The command overwrites a file that no view wrote only with --overwrite. The same is true of
     --json FILE for all views.
     """
     path, whole = user_path(asked.file), asked.whole
-    screen, view = shell.screen, shell.last_view
-    from minillm_repl.render.export import FORMATS, whole_width
-
-    if path.suffix.lower() not in FORMATS:
-        endings = ", ".join(FORMATS)
+    suffix = path.suffix.lower()
+    is_conversation = whole == "conversation" or suffix in (".md", ".json")
+    if suffix not in (CONVERSATION_SUFFIXES if is_conversation else FORMATS):
+        endings = ", ".join(
+            CONVERSATION_SUFFIXES if is_conversation else [*FORMATS, ".md", ".json"]
+        )
         raise UsageError(
             _(
                 ":export needs a file name that ends in {endings}; after it, only "
-                "`session` or `lesson` may follow",
+                "`session`, `lesson` or `conversation` may follow",
                 endings=endings,
             )
         )
+    if is_conversation:
+        _export_conversation(shell, path, overwrite=asked.overwrite)
+    else:
+        _export_picture(shell, path, whole, overwrite=asked.overwrite)
+
+
+def _export_picture(shell: Shell, path: Path, whole: str, *, overwrite: bool) -> None:
+    screen, view = shell.screen, shell.last_view
     # Outputs are counted from the start of the session.
     since = shell.lesson_start_count if whole == "lesson" else 0
     if whole or view is None:
@@ -237,7 +253,7 @@ def export(shell: Shell, asked: Arguments) -> None:
     title = safe_line(f"minillm-repl · {model.name}" if model else "minillm-repl")
     written = FORMATS[path.suffix.lower()](drawing, width, title)
     # A lone surrogate has no UTF-8: it becomes `?`.
-    write_view(path, written.encode("utf-8", "replace"), overwrite=asked.overwrite)
+    write_view(path, written.encode("utf-8", "replace"), overwrite=overwrite)
     named = safe_line(str(path))
     screen.note(
         _("lesson saved to {path}", path=named)
@@ -251,6 +267,14 @@ def export(shell: Shell, asked: Arguments) -> None:
         screen.warn(
             _("the oldest {n:,} outputs are no longer kept, so the file lacks them", n=gone)
         )
+
+
+def _export_conversation(shell: Shell, path: Path, *, overwrite: bool) -> None:
+    check_overwritable(path, overwrite=overwrite)  # now, not after the work
+    suffix = path.suffix.lower()
+    view = compute(shell, with_numbers=suffix != ".md")
+    write_view(path, view.written(suffix).encode("utf-8", "replace"), overwrite=overwrite)
+    shell.screen.note(_("conversation saved to {path}", path=safe_line(str(path))))
 
 
 def _print(picture: RenderableType, console: Console) -> None:

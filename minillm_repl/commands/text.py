@@ -137,6 +137,9 @@ def regen(shell: Shell, _asked: Arguments) -> None:
     """
     model = shell.require_model()
     shell.session.conversation.retry_turn(shell.session.settings)
+    # The prompt is read afresh: so the text depends on nothing but prompt, seed and settings, and
+    # is the same to the last bit in a session that was opened again.
+    model.decoder.trim(0)
     respond(shell, model)
     if shell.session.settings.temp == 0:
         shell.screen.note(_("at temp 0 every try gives the same text"))

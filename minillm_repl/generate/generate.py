@@ -57,7 +57,7 @@ def generate(
     ids, prompt_tokens = list(ids), len(ids)  # a copy, which grows
     detokenizer = Detokenizer(config.stop, tokenizer.special_names if config.stop else ())
     start = prompt_tokens if config.answer_start is None else config.answer_start
-    sampler = _Sampler(tokenizer, config, rng, detokenizer, start)
+    sampler = StepSampler(tokenizer, config, rng, detokenizer, start)
     prompt_seconds, started = 0.0, perf_counter()
     reason: Reason = "length"
     for index in range(config.max_tokens):
@@ -158,7 +158,7 @@ def prefill(
             return logits
 
 
-class _Sampler:
+class StepSampler:
     """Draws one token after the other, and describes each as a `Step`."""
 
     def __init__(
@@ -174,12 +174,15 @@ class _Sampler:
         self._draw: Callable[..., Draw] | None = None  # chosen by the first logits
         self._situation = Situation(config.rules, answer_start, mu=config.mu)
 
-    def step(self, index: int, logits: Scores, ids: Sequence[int]) -> Step:
-        """Draw the token after `ids`, whose logits these are: (vocab_size,)."""
+    def step(
+        self, index: int, logits: Scores, ids: Sequence[int], forced: int | None = None
+    ) -> Step:
+        """Draw the token after `ids`, whose logits these are: (vocab_size,); or take `forced`."""
         if self._draw is None:
             self._draw = draw if len(logits) < LARGE_VOCAB else FastDraw(len(logits))
         sampling = self._config.sampling
         drawn = self._draw(logits, sampling, ids, self._rng, self._situation)
+        drawn = drawn if forced is None else drawn._replace(token=forced)
         token = drawn.token
         if sampling.mirostat:
             mu = next_mu(self._situation.mu, sampling, float(drawn.sampled[0][token]))

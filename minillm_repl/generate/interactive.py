@@ -1,6 +1,6 @@
 """Generation one token at a time, by hand: another token, a text of the user's, a step back."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 
 from minillm_repl.errors import UserError
@@ -13,7 +13,13 @@ from minillm_repl.generate import (
     TokenRules,
     never_interrupted,
 )
-from minillm_repl.generate.generate import generate
+from minillm_repl.generate.detokenizer import Detokenizer
+from minillm_repl.generate.generate import (
+    StepSampler,
+    check_finite,
+    generate,
+    prefill,
+)
 from minillm_repl.generate.sampling import make_rng, next_mu
 from minillm_repl.language import _
 from minillm_repl.tokenizer import Tokenizer
@@ -95,3 +101,35 @@ class InteractiveDecoder:
             return False
         self.ids.pop()
         return True
+
+
+def replay(
+    decoder: Decoder,
+    tokenizer: Tokenizer,
+    ids: Sequence[int],
+    new_ids: Sequence[int],
+    sampling: Sampling,
+    *,
+    rules: TokenRules = NO_RULES,
+    answer_start: int | None = None,
+    n_candidates: int = 10,
+    interrupted: Callable[[], bool] = never_interrupted,
+) -> Iterator[Step]:
+    """Yield the step of each token that was generated after `ids`, whoever chose it.
+
+    The prompt is read from nothing, as it was the first time: the numbers are those of then. Raises
+    UserError if `interrupted`, or if the decoder has no logits.
+    """
+    config = GenerationConfig(
+        max_tokens=1, sampling=sampling, rules=rules, n_candidates=n_candidates
+    )
+    start = len(ids) if answer_start is None else answer_start
+    sampler = StepSampler(tokenizer, config, make_rng(0), Detokenizer(), start)
+    text = list(ids)
+    decoder.trim(0)
+    for index, token in enumerate(new_ids):
+        logits = prefill(decoder, text, interrupted)
+        if logits is None or interrupted():
+            raise UserError(_("stopped"))
+        yield sampler.step(index, check_finite(logits, len(text)), text, token)
+        text.append(token)

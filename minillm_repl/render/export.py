@@ -242,7 +242,8 @@ def _as_wide_as_its_cells(found: re.Match[str]) -> str:
 _VIEW_HEADERS = re.compile(
     rb'\{"view": "'
     rb'|<svg class="terminal"[^>]*>\s*<!-- made by minillm-repl -->'
-    rb"|<!DOCTYPE html>\s*<html>\s*<head>\s*<!-- made by minillm-repl -->"
+    rb"|<!DOCTYPE html>\s*<html[^>]*>\s*<head>\s*<!-- made by minillm-repl -->"
+    rb"|<!-- made by minillm-repl -->"
     rb"|\[minillm-repl( \xc2\xb7 [^\n]*)?\]\r?\n"
 )
 """How the files begin that views and `:export` write (above, and in json_lines.py)."""

@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # the first prompt needs no numpy
     from minillm_repl.generate import AnswerEvent, GenerationEvent
     from minillm_repl.tokenizer import Tokenizer
 
-_MAX_TURNS = 1_000  # that can be undone: a session of weeks must not fill the memory
+MAX_TURNS = 1_000  # that can be undone: a session of weeks must not fill the memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +150,7 @@ class Conversation:
             seed_setting=settings.seed,
         )
         self.turns.append(turn)
-        del self.turns[:-_MAX_TURNS]
+        del self.turns[:-MAX_TURNS]
         self.ids, self.messages = list(prompt_ids), list(prompt_messages)
 
     def undo(self) -> Turn:

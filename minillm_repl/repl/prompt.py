@@ -68,6 +68,7 @@ def run_interactive(shell: Shell, history: Path | None) -> int:
     ):
         # What the program answers in a model's place is nobody else's to read.
         kept = open_history(history, partial(is_crisis, shell))
+        shell.typed_lines = kept.get_strings
         prompt = PromptReader(shell, kept, lambda: screen.note(_("Ctrl-D or :quit quits")))
         shell.escape_pressed = EscapeWatch(get_app_session().input)
         return run_loop(shell, prompt, prompt.redraw, set_typeahead)
@@ -181,7 +182,8 @@ class PromptReader:
                 on_ready()
 
         app.after_render += drawn
-        return unwrap_multiline(self._prompt.prompt())
+        begun, self._shell.next_line = self._shell.next_line, ""
+        return unwrap_multiline(self._prompt.prompt(default=begun))
 
     def was_interrupted(self) -> bool:
         """Tell whether Ctrl-C was pressed right after the line that was read; other keys wait.

@@ -20,6 +20,7 @@ from minillm_repl.repl.model_loading import LoadedModel, ModelFuture
 from minillm_repl.repl.reading import ReadFile, fill_in
 from minillm_repl.repl.registry import Command, Registry
 from minillm_repl.repl.session import LineHandler, Session
+from minillm_repl.repl.session_record import Recorder
 from minillm_repl.repl.signals import InterruptCounter
 from minillm_repl.safetext import safe, safe_line
 from minillm_repl.storage.paths import checkpoint_title, exists
@@ -48,24 +49,29 @@ class Shell:
     last_view: Callable[[int], RenderableType] | None = None  # draws it again, into a width
     last_shown: object = None  # the view itself
     last_pinned: tuple[int, int] = (0, 0)  # rows and columns of it that stay when it is scrolled
+    recorder: Recorder = field(init=False)  # of the session, in memory or in a file too
+    typed_lines: Callable[[], list[str]] = list  # of the history, the oldest first
+    next_line: str = ""  # what the next prompt line begins with, for the user to change
+
+    def __post_init__(self) -> None:
+        self.recorder = Recorder(self)
 
     def execute(self, line: str) -> None:
         """Do what a line says, or hand it to the lesson that listens. Raises UserError."""
         if self.session.workspace.loading is not None:
             self.session.workspace.finish_loading()  # what was loaded while the line was typed
-        if self.line_handler is not None:
-            self.line_handler.handle_line(line)
-        elif self.screen.interactive and line.rstrip() in EXIT_WORDS:
-            raise ExitRequested
-        else:
-            self.run_line(line)
+        try:
+            if self.line_handler is not None:
+                self.line_handler.handle_line(line)
+            elif self.screen.interactive and line.rstrip() in EXIT_WORDS:
+                raise ExitRequested
+            else:
+                self.run_line(line)
+        finally:
+            self.recorder.after_line(line)
 
     def run_line(self, line: str) -> None:
-        """Do what a line says: a command after `:`, a prompt with a literal colon after `::`, else
-        a prompt.
-
-        Raises UserError.
-        """
+        """Run a command after `:`, or a prompt; `::` is a literal colon. Raises UserError."""
         if line.startswith("::"):  # a prompt that begins with a colon
             self.run_prompt(line[1:])
         elif self.is_command(line):
@@ -97,9 +103,7 @@ class Shell:
             raise UserError(message) from None
 
     def is_command(self, line: str) -> bool:
-        """Return whether a line is a command: `:word`, or `/word` for a command of ours, as in
-        other chat programs.
-        """
+        """Tell whether a line is a command: `:word`, or `/word` as in other chat programs."""
         word = line[1:].split(maxsplit=1)[:1]
         return line.startswith(":") or (
             line.startswith("/") and bool(word) and self.registry.has(word[0])

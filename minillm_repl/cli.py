@@ -208,6 +208,15 @@ def _language_flag(arguments: Sequence[str] | None) -> str | None:
     return flag
 
 
+def _check_session(options: argparse.Namespace, *, is_training: bool) -> None:
+    """Raise UserError where a session is asked for beside what has none."""
+    if options.go_on and options.session is not None:
+        raise UserError(_("--continue cannot be used with --session"))
+    others = [options.eval, options.serve, options.lesson]
+    if (options.go_on or options.session is not None) and (is_training or others != [None] * 3):
+        raise UserError(_("--continue and --session go with a conversation alone"))
+
+
 def _main(arguments: Sequence[str] | None, environment: Environment) -> int:
     parser = make_parser()
     options, unknown = parser.parse_known_args(arguments)
@@ -235,11 +244,7 @@ def _main(arguments: Sequence[str] | None, environment: Environment) -> int:
             raise UserError(_("--json needs a prompt (-p TEXT), --train CORPUS or --eval FILE"))
         if options.eval is not None and alone.count(None) < 2:
             raise UserError(_("--eval cannot be used with -p or --train"))
-        if options.go_on and options.session is not None:
-            raise UserError(_("--continue cannot be used with --session"))
-        busy = [training, options.eval, options.serve, options.lesson]
-        if (options.go_on or options.session is not None) and busy != [None] * 4:
-            raise UserError(_("--continue and --session go with a conversation alone"))
+        _check_session(options, is_training=training is not None)
         if (options.auto and options.lesson is None) or (options.export and not options.auto):
             raise UserError(_("--auto needs --lesson N, and --export needs both"))
         if options.overwrite and not options.export:

@@ -143,41 +143,42 @@ def direct(model, a, b, sender):
     return (z[0] - z[1])[..., columns] @ dense.weight[:, columns].mT
 
 
+def reading(model, subject, receiver, change):
+    """The last logits where one receiver alone reads a changed stream."""
+    layer, *rest = receiver.split(".")
+    ids = subject.input_ids
+    with torch.no_grad():
+        if receiver == "logits":
+            stream = seen(model, ids, model.model.layers[-1])
+            return model.lm_head(model.model.norm(stream + change))[0, -1]
+        block = model.model.layers[int(layer)]
+        is_mlp = rest == ["mlp"]
+        norm = block.post_attention_layernorm if is_mlp else block.input_layernorm
+        normed = norm(seen(model, ids, norm, of_input=True) + change)
+        if is_mlp:
+            read = block.mlp(normed)
+            return run(model, ids, block.mlp, lambda _made: read)
+        module, size = getattr(block.self_attn, f"{rest[1]}_proj"), subject.config.head_dim
+        columns = slice(int(rest[0]) * size, (int(rest[0]) + 1) * size)
+        read = module(normed)[..., columns]
+
+        def exchange(made):
+            made[..., columns] = read
+            return made
+
+        return run(model, ids, module, exchange)
+
+
 @pytest.mark.parametrize("receiver", ["2.3.q", "2.1.k", "2.0.v", "2.mlp", "logits"])
 def test_a_path_is_the_senders_change_added_to_what_the_receiver_alone_reads(three, receiver):
     model, a, b = three
     view = path_patching.compute(a, b, "", receiver)
     effects = {each.sender: each.effect for each in view.senders}
-    layer, *rest = receiver.split(".")
-    is_mlp = rest == ["mlp"]
-    expected_count = 1 + 2 * (b.config.n_heads + 1) + (b.config.n_heads if is_mlp else 0)
+    heads = b.config.n_heads
     if receiver != "logits":
-        assert len(effects) == expected_count
+        assert len(effects) == 1 + 2 * (heads + 1) + (heads if "mlp" in receiver else 0)
     for sender in ("embedding", "0.1", "1.mlp", "1.3"):
-        with torch.no_grad():
-            change = direct(model, a, b, sender)
-            if receiver == "logits":
-                stream = model.model.layers[-1]
-                logits = model.lm_head(model.model.norm(seen(model, b.input_ids, stream) + change))
-                logits = logits[0, -1]
-            else:
-                block = model.model.layers[int(layer)]
-                norm = block.post_attention_layernorm if is_mlp else block.input_layernorm
-                normed = norm(seen(model, b.input_ids, norm, of_input=True) + change)
-                if is_mlp:
-                    read = block.mlp(normed)
-                    logits = run(model, b.input_ids, block.mlp, lambda _x, r=read: r)
-                else:
-                    module = getattr(block.self_attn, f"{rest[1]}_proj")
-                    read = module(normed)
-                    size = b.config.head_dim
-                    columns = slice(int(rest[0]) * size, (int(rest[0]) + 1) * size)
-
-                    def exchange(x, read=read, columns=columns):
-                        x[..., columns] = read[..., columns]
-                        return x
-
-                    logits = run(model, b.input_ids, module, exchange)
+        logits = reading(model, b, receiver, direct(model, a, b, sender))
         assert effects[sender] == pytest.approx(fraction(view, logits), abs=1e-4)
 
 

@@ -39,6 +39,7 @@ class Intervention:
     component: str = (
         ""  # of the model that it is done to: a later change of the same takes its place
     )
+    reads_whole_text: bool = False  # the hook needs all of a text in each pass, and no KV cache
 
     @property
     def description(self) -> str:
@@ -147,7 +148,8 @@ class LoadedModel:
         from minillm_repl.generate.backends.torch import TorchDecoder
 
         model = replace(self, interventions=interventions, base_decoder=base_decoder)
-        decoder = TorchDecoder(self.language_model, model.hook)
+        has_cache = not any(each.reads_whole_text for each in interventions)
+        decoder = TorchDecoder(self.language_model, model.hook, has_cache=has_cache)
         decoder.context_length, decoder.bos_token_id = (
             base_decoder.context_length,
             base_decoder.bos_token_id,

@@ -8,7 +8,7 @@ from minillm_repl.language import _
 from minillm_repl.repl.arguments import Choice
 from minillm_repl.repl.conversation import is_chatting, reserved_answer_tokens
 from minillm_repl.repl.model_loading import LoadedModel
-from minillm_repl.views.base import inspect_ids, inspect_text
+from minillm_repl.views.base import inspect_ids, text_ids
 from minillm_repl.views.inspected_text import InspectedText
 
 if TYPE_CHECKING:
@@ -40,12 +40,16 @@ def chat_ids(shell: "Shell", model: LoadedModel, text: str) -> list[int]:
     return list(prompt.ids)
 
 
+def prompt_ids(shell: "Shell", model: LoadedModel, text: str, *, chat: bool = False) -> list[int]:
+    """Return the ids of a text, or with `chat` of the text as a message. Raises UserError."""
+    return chat_ids(shell, model, text) if chat else text_ids(shell, model, text)
+
+
 def inspect_prompt(shell: "Shell", text: str, *, chat: bool = False) -> InspectedText:
     """Return the open model and a text, or with `chat` the text as a message. Raises UserError."""
-    if not chat:
-        return inspect_text(shell, text)
     model = shell.require_model()
-    return inspect_ids(shell, model, chat_ids(shell, model, text))
+    ids = prompt_ids(shell, model, text, chat=chat)
+    return inspect_ids(shell, model, ids, None if chat else text)
 
 
 def with_time_left(update: Callable[[str], None], what: str) -> Callable[[float], None]:

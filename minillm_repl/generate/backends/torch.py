@@ -30,6 +30,8 @@ class TorchDecoder:
         model: LanguageModel,
         hook: Hook = no_hook,
         backend_details: str = N_("an intervention is active"),
+        *,
+        has_cache: bool = True,
     ) -> None:
         first_parameter = next(model.parameters())
         self._device = first_parameter.device
@@ -49,6 +51,7 @@ class TorchDecoder:
             else _GPU_CHUNK
         )
         self._backend_details = backend_details
+        self._has_cache = has_cache  # else each pass reads the whole text
 
     @property
     def name(self) -> str:
@@ -84,18 +87,21 @@ class TorchDecoder:
     @torch.inference_mode()
     def prefill(self, ids: Sequence[int]) -> NDArray[np.float32]:
         """Read tokens after those in the cache; return the logits after the last."""
-        logits = self.model(
-            torch.tensor([list(ids)], device=self._device), self._cache, self._hook, last_only=True
-        )
-        self.ids.extend(ids)
-        return logits[0, -1].cpu().numpy()  # type: ignore[no-any-return]
+        return self._read(ids, last_only=True)[-1].cpu().numpy()  # type: ignore[no-any-return]
 
     @torch.inference_mode()
     def prefill_all(self, ids: Sequence[int]) -> NDArray[np.float32]:
         """Read tokens after those in the cache; return the logits (len(ids), vocab_size)."""
-        logits = self.model(torch.tensor([list(ids)], device=self._device), self._cache, self._hook)
+        return self._read(ids)[-len(ids) :].cpu().numpy()  # type: ignore[no-any-return]
+
+    def _read(self, ids: Sequence[int], *, last_only: bool = False) -> torch.Tensor:
+        """Return the logits of new tokens; without a cache, of the whole text or of its last."""
+        cache = self._cache if self._has_cache else None
+        read = ids if self._has_cache else [*self.ids, *ids]
+        tokens = torch.tensor([list(read)], device=self._device)
+        logits: torch.Tensor = self.model(tokens, cache, self._hook, last_only=last_only)
         self.ids.extend(ids)
-        return logits[0].cpu().numpy()  # type: ignore[no-any-return]
+        return logits[0]
 
     @torch.inference_mode()
     def decode(self, token: int) -> NDArray[np.float32]:

@@ -155,6 +155,7 @@ DATA = {
         "id",
         "−ln p",
         "not dim □",
+        *("logits", "□.mlp"),  # parts of the model, as they are typed
     },
     "render": {
         "<!-- made by minillm-repl -->",

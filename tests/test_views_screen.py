@@ -46,6 +46,7 @@ VIEWS = {
     ":patch {text} -> {same}": "logit difference restored",
     ":patch {text} -> {same} what=z by=gradient": "largest estimates",
     ":patch {text} -> {same} to=1.0.q": "path patching into",
+    ":circuit {text} -> {same} edges=9": "edges",
     ":near {next}": "cosine",
     ":near {next} - {other} + {next}": "cosine",
     ":map": "principal components",

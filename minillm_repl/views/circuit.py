@@ -49,8 +49,8 @@ def compute(
     score /= found.clean - found.corrupt
     kept, there = select(graph, score, size), graph.all_edges()
     runs = []
-    for edges in (kept, there & ~kept, _random(there, int(kept.sum()))):
-        logits = a.with_hook(cut_hook(a.model, edges, corrupt)).logits(last_only=True)
+    for uncut in (kept, there & ~kept, _random(there, int(kept.sum()))):
+        logits = a.with_hook(cut_hook(a.model, uncut, corrupt)).logits(last_only=True)
         runs.append(found.fractions(logits)[0])
         progress(0.7 + 0.1 * len(runs))
     edges = [
@@ -159,7 +159,7 @@ def _random(there: "Tensor", size: int) -> "Tensor":
     example=":circuit 날씨가 맑다 -> 날씨가 좋다 edges=20",
 )
 def circuit(shell: "Shell", asked: Arguments) -> None:
-    """Find the circuit that carries the answer of prompt A, and run the model cut to it.
+    """Find the circuit between two prompts, and run it alone.
 
     The model is a graph. The embedding, each head and each MLP write into the residual stream; the
     queries, keys and values of each head, each MLP and the logits read it. An edge is what one part

@@ -190,11 +190,10 @@ def split_hook(graph: Graph, read: Read, wrote: Callable[[str, "Tensor"], None])
         elif what == "residual.mid":
             mlp = graph.rows(layer).stop
             return rows(slice(mlp, mlp + 1), tensor[:1])
-        elif what == "mlp.hidden":
+        elif what in ("mlp.hidden", "mlp.out"):
+            if what == "mlp.out":
+                wrote(name, tensor[-1])
             return tensor[-1:]  # the last row is the one that the MLP reads
-        elif what == "mlp.out":
-            wrote(name, tensor[-1])
-            return tensor[-1:]
         elif what == "residual":
             return enter(layer + 1, tensor[:1])
         return tensor

@@ -67,11 +67,12 @@ def compute(
         checked = _check(b, effects, cache, found, part, position, places, progress)
     else:
         effects = {}
-        for done, (name, activation) in enumerate(cache.items()):
-            logits = patched_logits(
-                b, name, activation, part, position=position,
-                progress=lambda share, done=done: progress((done + share) / len(cache)),
-            )  # fmt: skip
+        for name, activation in cache.items():
+
+            def advance(share: float) -> None:
+                progress((len(effects) + share) / len(cache))
+
+            logits = patched_logits(b, name, activation, part, position=position, progress=advance)
             effects[name] = tuple(found.fractions(logits))
     answer_a, answer_b = (Token.from_id(a.tokenizer, answer) for answer in found.answers)
     return PatchView(

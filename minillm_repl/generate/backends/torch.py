@@ -87,12 +87,12 @@ class TorchDecoder:
     @torch.inference_mode()
     def prefill(self, ids: Sequence[int]) -> NDArray[np.float32]:
         """Read tokens after those in the cache; return the logits after the last."""
-        return self._read(ids, last_only=True)[-1].cpu().numpy()  # type: ignore[no-any-return]
+        return self._read(ids, last_only=True)[-1].cpu().numpy()
 
     @torch.inference_mode()
     def prefill_all(self, ids: Sequence[int]) -> NDArray[np.float32]:
         """Read tokens after those in the cache; return the logits (len(ids), vocab_size)."""
-        return self._read(ids)[-len(ids) :].cpu().numpy()  # type: ignore[no-any-return]
+        return self._read(ids)[-len(ids) :].cpu().numpy()
 
     def _read(self, ids: Sequence[int], *, last_only: bool = False) -> torch.Tensor:
         """Return the logits of new tokens; without a cache, of the whole text or of its last."""

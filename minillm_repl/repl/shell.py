@@ -24,7 +24,7 @@ from minillm_repl.repl.session_record import Recorder
 from minillm_repl.repl.signals import InterruptCounter
 from minillm_repl.safetext import safe, safe_line
 from minillm_repl.storage.paths import checkpoint_title, exists
-from minillm_repl.tokenizer.lookup import unknown_text_warning
+from minillm_repl.tokenizer.lookup import typed_ids, unknown_text_warning
 
 PROMPT = ">>> "
 EXIT_WORDS = ("exit", "quit")  # as in Python, without a colon
@@ -167,9 +167,12 @@ class Shell:
     def encode(self, model: LoadedModel, text: str, *, start: bool = True) -> list[int]:
         """Return the ids of a text; warn about what is not in the vocabulary.
 
-        Raises UserError if nothing of the text is.
+        `ids:1 403` is these ids. Raises UserError if nothing of the text is in the vocabulary.
         """
         tokenizer, special = model.checkpoint.tokenizer, self.session.settings.special
+        given = typed_ids(tokenizer, text)
+        if given is not None:
+            return given
         ids = tokenizer.encode(text, add_special=start, parse_special=special)
         self._warn(unknown_text_warning(tokenizer, text, ids, is_empty=not ids))
         return ids
@@ -207,6 +210,8 @@ class Shell:
             if whole != text and offer_help(self, whole, model):
                 return
             chats = is_chatting(model, self.session.settings.chat)
+            # Ids are the whole input: no template goes around them.
+            chats = chats and typed_ids(model.checkpoint.tokenizer, whole) is None
             if not chats:
                 ids = self.encode(model, whole)
                 self.session.conversation.start_turn(ids, self.session.settings)

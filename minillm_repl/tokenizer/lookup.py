@@ -57,6 +57,30 @@ def find_token_ids(tokenizer: Tokenizer, word: str) -> list[int]:
     return exact
 
 
+_IDS = re.compile(r"ids:((?:\s*\d{1,10})+)\s*")
+
+
+def typed_ids(tokenizer: Tokenizer, text: str) -> list[int] | None:
+    """Return the ids of a text such as `ids:1 403 407`; None for any other text.
+
+    Raises UserError for an id that the vocabulary does not have.
+    """
+    found = _IDS.fullmatch(text)
+    if found is None:
+        return None
+    ids = [int(each) for each in found[1].split()]
+    for each in ids:
+        if each >= tokenizer.vocab_size:
+            raise UserError(
+                _(
+                    "no token {word}: tokens run from #0 to #{last}",
+                    word=f"#{each}",
+                    last=tokenizer.vocab_size - 1,
+                )
+            )
+    return ids
+
+
 def _is_single_token(tokenizer: Tokenizer, ids: list[int], text: str) -> bool:
     return len(ids) == 1 and tokenizer.token_bytes(ids[0]) == text.encode()
 

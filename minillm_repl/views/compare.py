@@ -20,8 +20,9 @@ from minillm_repl.storage.paths import find_checkpoint
 from minillm_repl.tokenizer import Token, decode
 from minillm_repl.tokenizer.lookup import count_prefix_spaces, has_same_vocabulary
 from minillm_repl.tokenizer.truncation import Truncation
-from minillm_repl.views.base import View, inspect_ids, show, text_ids
+from minillm_repl.views.base import View, inspect_ids, show
 from minillm_repl.views.inspected_text import InspectedText, Likely, kl_divergence, no_grad, topk
+from minillm_repl.views.prompts import CHAT, chat_ids, prompt_ids
 from minillm_repl.views.surprise import (
     bits_per_byte,
     byte_spans,
@@ -226,6 +227,7 @@ def _bits(inspected: InspectedText, logits: "Tensor", since: int | None) -> floa
     "compare",
     arguments=(
         Words("path", "PATH|NAME", required=True, completion="checkpoint"),
+        CHAT,
         TextArgument(quoted=True),
     ),
     json=True,
@@ -236,8 +238,9 @@ def _bits(inspected: InspectedText, logits: "Tensor", since: int | None) -> floa
 def compare(shell: "Shell", asked: Arguments) -> None:
     """Compare the predictions with those of another checkpoint.
 
-    Both models read the text so far, or the text in quotes. The view shows their most likely next
-    tokens side by side.
+    Both models read the text so far, or the text in quotes. After `chat`, each reads it as the
+    first message of a chat, in a template of its own. The view shows their most likely next tokens
+    side by side.
 
     Bits per byte are measured over the same bytes of the text, without special tokens. They compare
     any two models.
@@ -250,7 +253,8 @@ def compare(shell: "Shell", asked: Arguments) -> None:
     The open model stays open.
     """
     model = shell.require_model()
-    ids = text_ids(shell, model, asked.text)
+    chat = bool(asked.chat and asked.text)
+    ids = prompt_ids(shell, model, asked.text, chat=chat)
     path = find_checkpoint(asked.path)
     other = shell.wait_for_model(ModelFuture(shell.session.workspace.loader, path), path)
     tokenizer = model.checkpoint.tokenizer
@@ -260,6 +264,8 @@ def compare(shell: "Shell", asked: Arguments) -> None:
         text = text[count_prefix_spaces(tokenizer, ids) :]
     shared = has_same_vocabulary(tokenizer, other.checkpoint.tokenizer)
     their_ids = ids if shared else shell.encode(other, text)
+    if chat:
+        their_ids, text = chat_ids(shell, other, asked.text), decode(tokenizer, ids)
     ours, theirs = inspect_ids(shell, model, ids, text), inspect_ids(shell, other, their_ids, text)
     our_name, their_name = safe_line(model.name), safe_line(other.name)
     if our_name == their_name:

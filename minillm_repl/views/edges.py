@@ -113,6 +113,8 @@ def check_graph(inspected: InspectedText) -> Graph:
         raise UserError(
             _("this model normalises what attention adds, so no head writes a part of its own")
         )
+    if config.attention_layers != tuple(range(config.n_layers)):
+        raise UserError(_("this needs attention in all layers, and this model has other parts"))
     graph = Graph(config)
     if len(graph.writers) * len(inspected.ids) * config.d_model > _MAX_NUMBERS:
         raise UserError(_("the text is too long for this; give prompts of fewer tokens"))

@@ -116,6 +116,8 @@ def compute(
     in the first. Raises UserError if there is no such part, or it does not come before the other.
     """
     check_pair(a, b)
+    if b.config.attention_layers != tuple(range(b.config.n_layers)):
+        raise UserError(_("this needs attention in all layers, and this model has other parts"))
     senders = _senders(b, receiver)
     if sender:
         _check_sender(b, sender)

@@ -16,11 +16,13 @@ from minillm_repl.render.drawing import bar, short_label, title
 from minillm_repl.render.generation import exact_percent, percent
 from minillm_repl.render.listing import rank_text
 from minillm_repl.render.tables import NARROW, WIDE, plain_table
-from minillm_repl.repl.arguments import Arguments, TextArgument
+from minillm_repl.repl.arguments import Arguments, TextArgument, TextPair
+from minillm_repl.repl.forms import Forms
 from minillm_repl.repl.registry import command
 from minillm_repl.tokenizer import Token, Tokenizer
 from minillm_repl.tokenizer.truncation import Truncation, with_truncation
 from minillm_repl.views.base import View, show
+from minillm_repl.views.prompts import chat_ids
 
 if TYPE_CHECKING:
     from minillm_repl.generate import Decoder
@@ -123,7 +125,10 @@ def readings(shell: "Shell", model: "LoadedModel", text: str) -> list[list[int]]
 
 @command(
     "prob",
-    arguments=(TextArgument(verbatim=True, required=True),),
+    arguments=Forms(
+        (TextArgument(verbatim=True, required=True),),
+        ("chat", TextPair("->", "PROMPT -> TEXT", also="→", required=2)),
+    ),
     json=True,
     aliases=("확률",),
     group="Predictions",
@@ -136,18 +141,24 @@ def prob(shell: "Shell", asked: Arguments) -> None:
     probability by the model's own softmax, the rank (1 = most likely), and the top token at that
     position.
 
+    `:prob chat PROMPT -> TEXT` shows TEXT as the answer to PROMPT, in the model's chat template.
+
     The total is the product of the probabilities; the surprisal is −log2 of it. If TEXT is more
     likely with a space before it, the view shows it with the space.
     """
     model = shell.require_model()
     # The start token alone is a text too: what follows it begins a document.
     ids = shell.session.conversation.ids or list(model.checkpoint.tokenizer.start_ids)
+    text = asked.text
+    if asked.keyword:
+        prompt, text = asked.texts
+        ids = chat_ids(shell, model, prompt)
     if not ids:
         raise UserError(_("no text to append this to: type a prompt first"))
     tokenizer = model.checkpoint.tokenizer
     views = [
         compute(model.decoder, tokenizer, ids, reading, shell.interrupted)
-        for reading in readings(shell, model, asked.text)
+        for reading in readings(shell, model, text)
     ]
     view = min(views, key=lambda view: view.bits)
     # The model has read all but the last token of the continuation.

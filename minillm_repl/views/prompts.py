@@ -8,6 +8,7 @@ from minillm_repl.language import _
 from minillm_repl.repl.arguments import Choice
 from minillm_repl.repl.conversation import is_chatting, reserved_answer_tokens
 from minillm_repl.repl.model_loading import LoadedModel
+from minillm_repl.tokenizer import Tokenizer
 from minillm_repl.views.base import inspect_ids, text_ids
 from minillm_repl.views.inspected_text import InspectedText
 
@@ -50,6 +51,18 @@ def inspect_prompt(shell: "Shell", text: str, *, chat: bool = False) -> Inspecte
     model = shell.require_model()
     ids = prompt_ids(shell, model, text, chat=chat)
     return inspect_ids(shell, model, ids, None if chat else text)
+
+
+def lead_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Return the ids before each text: the start token and a line break, if there are such tokens.
+
+    Position 0 is where attention goes that has nothing to do. Models keep one large vector there,
+    whatever the token, so no token of a text may be at position 0.
+    """
+    names: dict[str, str] = getattr(tokenizer, "special_tokens_map", {})
+    start = tokenizer.token_to_id(names.get("bos_token", ""))
+    newline = [] if tokenizer.find_unknown("\n") else tokenizer.encode("\n", add_special=False)
+    return (*([] if start is None else [start]), *(newline if len(newline) == 1 else []))
 
 
 def with_time_left(update: Callable[[str], None], what: str) -> Callable[[float], None]:

@@ -12,7 +12,6 @@ from minillm_repl.repl.forms import Forms
 from minillm_repl.repl.model_loading import Intervention, LoadedModel
 from minillm_repl.repl.registry import command
 from minillm_repl.settings import integer, number
-from minillm_repl.tokenizer import Tokenizer
 from minillm_repl.tokenizer.lookup import word_ids
 from minillm_repl.views import effect
 from minillm_repl.views.base import (
@@ -24,6 +23,7 @@ from minillm_repl.views.base import (
 )
 from minillm_repl.views.effect import Averaged, EffectView
 from minillm_repl.views.inspected_text import InspectedText, check_layer
+from minillm_repl.views.prompts import CHAT, chat_ids, lead_ids
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -91,18 +91,6 @@ def _side(inspected: InspectedText, count: int) -> Side:
     return Side(inspected, count)
 
 
-def lead_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
-    """Return the ids before each text: the start token and a line break, if there are such tokens.
-
-    Position 0 is where attention goes that has nothing to do. Models keep one large vector there,
-    whatever the token, so no token of a text may be at position 0.
-    """
-    names: dict[str, str] = getattr(tokenizer, "special_tokens_map", {})
-    start = tokenizer.token_to_id(names.get("bos_token", ""))
-    newline = [] if tokenizer.find_unknown("\n") else tokenizer.encode("\n", add_special=False)
-    return (*([] if start is None else [start]), *(newline if len(newline) == 1 else []))
-
-
 def direction(towards: Side, away: Side, layer: int) -> "Tensor":
     """Return the unit vector (d_model,) from the mean of one side to the mean of the other.
 
@@ -166,6 +154,7 @@ def residual_norm(inspected: InspectedText, layer: int) -> float:
     "steer",
     arguments=Forms(
         (
+            CHAT,
             TextPair("vs", "TEXT [vs TEXT]", required=1),
             Option("strength", number(-1e6, 1e6), 4.0),
             Option("layer", integer(-1), -1, "L"),  # -1 is the middle one
@@ -204,6 +193,7 @@ def steer(shell: "Shell", asked: Arguments) -> None:
     model never meets can disturb it more than one that it knows. To see what a direction means,
     continue the text, and steer the other way (`strength=-4`).
 
+    With `chat`, both texts are messages in the model's template, and the end of it counts too.
     The default layer is the middle one; layers count from 0.
     :steer off ends the steering. The model that is saved or trained does not change.
     """
@@ -217,7 +207,7 @@ def steer(shell: "Shell", asked: Arguments) -> None:
     # The effect is measured against the model without an earlier steering.
     model = shell.require_model().without_interventions("steer")
     layer = model.checkpoint.config.n_layers // 2 if asked.layer < 0 else asked.layer
-    sides = make_sides(shell, model, towards, away)
+    sides = make_sides(shell, model, towards, away, chat=bool(asked.chat))
     for side in sides:
         if side.inspected.unseen_ids:
             shell.screen.warn(unseen_note(side.inspected.window))
@@ -239,11 +229,16 @@ def steer(shell: "Shell", asked: Arguments) -> None:
     shell.screen.note(_advice(residual_norm(inspected, layer), asked.strength))
 
 
-def make_sides(shell: "Shell", model: LoadedModel, towards: str, away: str) -> tuple[Side, Side]:
+def make_sides(
+    shell: "Shell", model: LoadedModel, towards: str, away: str, *, chat: bool = False
+) -> tuple[Side, Side]:
     """Return the tokens that are compared. Without `away`, the second side is the text so far."""
     tokenizer, ids = model.checkpoint.tokenizer, shell.session.conversation.ids
     import_torch(shell)
     texts = [each for each in (towards, away) if each]
+    if chat and away:
+        first, other = (inspect_ids(shell, model, chat_ids(shell, model, each)) for each in texts)
+        return pair(first, other)
     plain = [shell.encode(model, each, start=False) for each in texts]
     lead = lead_ids(tokenizer)
     first, *others = (

@@ -65,7 +65,6 @@ def _parse_places(text: str) -> tuple[Place, ...]:
         Flag("--overwrite"),
         TextArgument(quoted=True),
     ),
-    aliases=("활성값저장",),
     group="Models and files",
     example=':save-activations activations.safetensors what=z,logits places=@-1 "날씨가 좋"',
 )

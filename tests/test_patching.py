@@ -5,9 +5,11 @@ import torch
 
 from minillm_repl.checkpoint.load_save import load
 from minillm_repl.errors import UserError
+from minillm_repl.model.attention import KVCache
 from minillm_repl.model.build import build
 from minillm_repl.views import path_patching
 from minillm_repl.views.inspected_text import InspectedText
+from minillm_repl.views.knockout import knockout_hook
 from minillm_repl.views.patch import compute
 from minillm_repl.views.patching import PARTS, attributed, measure, patched_logits
 from tests.test_huggingface import FAMILIES, random_ids, random_model
@@ -193,3 +195,30 @@ def test_a_sender_that_is_not_there_or_writes_too_late_is_refused(three):
     ):
         with pytest.raises(UserError, match=told):
             path_patching.compute(a, b, sender, receiver)
+
+
+@pytest.mark.parametrize("head", [None, HEAD])
+def test_attention_that_is_cut_is_a_score_of_minus_infinity_in_transformers(three, head):
+    model, _a, b = three
+    attention, query, key = model.model.layers[LAYER].self_attn, 9, 4
+    # Below the diagonal, transformers' mask is 0; a row of it is added to the scores of all heads.
+    rows = torch.full((1, b.config.n_heads, 12, 12), -torch.inf, dtype=torch.float64).triu(1)
+    rows[:, slice(None) if head is None else head, query, key] = -torch.inf
+
+    def masked(_module, given, named):
+        return given, named | {"attention_mask": rows}
+
+    handle = attention.register_forward_pre_hook(masked, with_kwargs=True)
+    with torch.no_grad():
+        expected = model(b.input_ids).logits[0]
+    handle.remove()
+    hook = knockout_hook(LAYER, head, query, key)
+    cut = b.with_hook(hook)
+    torch.testing.assert_close(cut.logits().double(), expected, rtol=0, atol=1e-4)
+    assert not torch.allclose(cut.logits()[query:], b.logits()[query:], atol=1e-4)
+    # With a KV cache, a query is found by its position; a text without it keeps every bit.
+    cache = KVCache(b.config, torch.device("cpu"))
+    with torch.no_grad():
+        parts = [b.model(b.input_ids[:, part], cache, hook) for part in (slice(7), slice(7, None))]
+    torch.testing.assert_close(torch.cat(parts, 1)[0], cut.logits(), rtol=0, atol=1e-4)
+    assert torch.equal(cut.up_to(query - 1).logits(), b.up_to(query - 1).logits())

@@ -10,7 +10,7 @@ from tests.conftest import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-ENTRIES = PROJECT["dependencies"] + EXTRAS["serve"] + EXTRAS["remote"]
+ENTRIES = PROJECT["dependencies"] + EXTRAS["serve"] + EXTRAS["remote"] + EXTRAS["format"]
 
 
 def normalised(name):

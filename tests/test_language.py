@@ -138,7 +138,6 @@ DATA = {
         "this system has no □",
         "□ is not the study note's kind of GPT",
         *specs(Settings),  # the names of the stages of a draw
-        "format",
     },
     # the names that JSON has; render translates them
     "checkpoint": {"eos_token", "Granite MoE"},
@@ -162,6 +161,8 @@ DATA = {
         '<span class="l□">□–□</span>',
         '<span class="t l□□" id="t□" role="button" tabindex="-1">□</span>',
         "bold red",
+        "bold underline",
+        "reverse underline",
         "id",
         "a generation ends with Finished",
         "training ends with Finished",
@@ -176,6 +177,7 @@ DATA = {
         "its text is longer than □ characters",
         "it makes □ tokens of □ characters",
         "it used too much memory",
+        "no text has this form, or it takes too many steps to find one",  # as the library's errors
     },
 }
 MARKUP = (  # what exported files begin with, and scripts for a shell
@@ -365,7 +367,7 @@ def test_the_columns_of_a_step_stay_below_their_headings_in_korean(korean):
         entropy=2.0,
         top=top,
     )
-    heading, _rule, *rows = step_table(step, "뽑을 확률", 80).plain.splitlines()
+    heading, _rule, *rows = step_table(step, "뽑을 확률", 80, 44).plain.splitlines()
     start = cell_len(heading[: heading.index("모델")])
     assert {cell_len(row[: row.index("%") + 1]) for row in rows} == {start + 6}
     assert cell_len(rows[2][: rows[2].index("제외") + 2]) == cell_len(

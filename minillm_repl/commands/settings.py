@@ -23,7 +23,7 @@ from minillm_repl.safetext import safe_line
 from minillm_repl.settings import Spec, default_of, find, format_value, specs, value_of
 from minillm_repl.views.sweep import sweep
 
-_ALSO_SAMPLING = ("seed", "ban", "bias")
+_ALSO_SAMPLING = ("seed", "ban", "bias", "format")
 _SHORT = 16  # characters of a system prompt in the table
 
 
@@ -168,7 +168,7 @@ def _show_all(shell: Shell) -> None:
         short = prompt if len(prompt) <= _SHORT else prompt[: _SHORT - 1] + "…"
         shown, sources["system"] = replace(shown, system=short), "model"
     labels = {name: _(SOURCES[source]) for name, source in sources.items()}
-    shell.screen.out.print(settings_table(shown, labels))
+    shell.screen.out.print(settings_table(shown, labels, shell.screen.out.width))
     if len(prompt) > _SHORT:  # in a column it would take the room of the meanings
         shell.screen.note(_("the system prompt of the chat template: {prompt}", prompt=prompt))
 

@@ -9,7 +9,7 @@ from minillm_repl.repl.conversation import is_chatting
 from minillm_repl.repl.forms import Forms
 from minillm_repl.repl.reading import read_file
 from minillm_repl.repl.registry import command
-from minillm_repl.repl.settings import DEFAULT_VERBOSE_ROWS
+from minillm_repl.repl.settings import verbose_rows
 from minillm_repl.repl.shell import Shell
 from minillm_repl.storage.paths import user_path
 from minillm_repl.tokenizer import Token, decode
@@ -195,7 +195,7 @@ def step(shell: Shell, asked: Arguments) -> None:
     from minillm_repl.generate.interactive import InteractiveDecoder
     from minillm_repl.repl.screens import Stepper  # prompt_toolkit: a pipe never needs it
 
-    top = session.settings.verbose or DEFAULT_VERBOSE_ROWS
+    top = verbose_rows(session.settings)
     eos_token_ids = session.conversation.eos_token_ids(model)
     decoder = InteractiveDecoder(
         model.decoder,

@@ -8,7 +8,7 @@ from minillm_repl.errors import UserError
 from minillm_repl.language import _, _n
 from minillm_repl.render.console import MODEL
 from minillm_repl.repl.job_control import on_process_resume
-from minillm_repl.repl.settings import samplers_heading
+from minillm_repl.repl.settings import samplers_heading, verbose_rows
 from minillm_repl.repl.shell import Shell
 from minillm_repl.safetext import safe, safe_line
 from minillm_repl.training.plan import TrainPlan
@@ -155,7 +155,8 @@ def _sample(
 
     if run.trainer.plan.shard:
         return None  # No process has the whole model.
-    verbose = shell.session.settings.verbose
+    settings = shell.session.settings
+    verbose = verbose_rows(settings) if settings.verbose else 0
     config = GenerationConfig(
         max_tokens=_SAMPLE_TOKENS, n_candidates=verbose, eos_token_ids=run.start.eos_token_ids
     )
@@ -173,9 +174,10 @@ def _sample(
         width = shell.screen.notes_console.width
         parts += lines(run.trainer.state.probes, probes.names, probes.best, width)
     if verbose:
+        size = run.start.tokenizer.vocab_size
         width = shell.screen.notes_console.width
         parts.append(Text(_("after {text!r}", text=safe(run.sample_heading))))
-        parts.append(step_table(steps[0], samplers_heading(config.sampling), width))
+        parts.append(step_table(steps[0], samplers_heading(config.sampling), width, size))
         return Group(*parts, Text(safe(text)))
     if not parts:
         return text

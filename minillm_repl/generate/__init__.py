@@ -14,11 +14,15 @@ if TYPE_CHECKING:  # A chat needs no torch.
     import numpy as np
     from numpy.typing import NDArray
 
+    from minillm_repl.generate.constraint import Constraint
     from minillm_repl.model.build import LanguageModel
 
 # `care`: the program answered in the place of the model, which was not run. Of a server, `done` is
 # an end that may be an end token or a stop string, and `cut` a server that broke off.
-Reason = Literal["length", "stop", "end", "context", "interrupt", "care", "done", "cut"]
+# `format`: nothing can follow in the format; `stuck`: no token of the vocabulary can go on with it.
+Reason = Literal[
+    "length", "stop", "end", "context", "interrupt", "care", "done", "cut", "format", "stuck"
+]
 # What a server's probabilities are of: the model's logits, or what the samplers made of them.
 Stage = Literal["raw", "sampled", "unknown"]
 
@@ -38,6 +42,7 @@ class TokenRules:
     banned: tuple[int, ...] = ()
     biases: tuple[tuple[int, float], ...] = ()  # what is added to the logit of a token
     breakers: frozenset[int] = frozenset()  # tokens that a repetition does not reach over (DRY)
+    constraint: "Constraint | None" = None  # the format of the answer
 
 
 NO_RULES = TokenRules()
@@ -100,6 +105,14 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FormatMask:
+    """What a format allowed at a step; it dropped all else."""
+
+    allowed: int  # tokens
+    mass: float  # their probability together, by the model's own softmax
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
     """One generated token and the numbers behind it: None where a server does not tell."""
 
@@ -114,6 +127,7 @@ class Step:
     entropy: float | None  # of the model's softmax, in bits
     top: tuple[Candidate, ...]  # the likeliest by the model; the chosen one always, even from below
     listing: Listing | None = None  # of a server that does not tell all; else None
+    format: FormatMask | None = None  # of an answer with a format; else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,6 +149,7 @@ class Finished:
     prompt_seconds: float  # of reading what the cache did not hold; 0 if nothing was read
     seconds: float  # all tokens after that
     detail: str = ""  # of a server that broke off: what went wrong
+    format_complete: bool | None = None  # whether the text is whole in its format; None: no format
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,9 +173,11 @@ def as_json(event: Step | Inserted | Finished) -> dict[str, Any]:
         return data
     if isinstance(event, Step):
         data["top"] = [_shallow(candidate) for candidate in event.top]
-        listing = data.pop("listing")
+        listing, mask = data.pop("listing"), data.pop("format")
+        data |= {"format": _shallow(mask)} if mask else {}
         return data | ({"listing": _listing_json(listing)} if listing else {})
-    detail = data.pop("detail")
+    detail, complete = data.pop("detail"), data.pop("format_complete")
+    data |= {} if complete is None else {"format_complete": complete}
     return data | ({"detail": detail} if detail else {})
 
 
@@ -169,7 +186,9 @@ def _listing_json(listing: Listing) -> dict[str, Any]:
     return _shallow(listing) | {"entropy": bounds}
 
 
-def _shallow(event: Step | Inserted | Finished | Candidate | Listing) -> dict[str, Any]:
+def _shallow(
+    event: Step | Inserted | Finished | Candidate | Listing | FormatMask,
+) -> dict[str, Any]:
     # dataclasses.asdict copies each number of each candidate, which doubles the time of a step.
     return {name: getattr(event, name) for name in event.__slots__}
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from time import perf_counter
+from typing import Literal
 
 import numpy as np
 
@@ -10,6 +11,7 @@ from minillm_repl.generate import (
     Candidate,
     Decoder,
     Finished,
+    FormatMask,
     GenerationConfig,
     GenerationEvent,
     Prefill,
@@ -21,6 +23,7 @@ from minillm_repl.generate.detokenizer import Detokenizer
 from minillm_repl.generate.fast_sampling import LARGE_VOCAB, FastDraw
 from minillm_repl.generate.sampling import (
     Draw,
+    Mask,
     Scores,
     Situation,
     draw,
@@ -57,10 +60,10 @@ def generate(
     ids, prompt_tokens = list(ids), len(ids)  # a copy, which grows
     detokenizer = Detokenizer(config.stop, tokenizer.special_names if config.stop else ())
     start = prompt_tokens if config.answer_start is None else config.answer_start
-    sampler = StepSampler(tokenizer, config, rng, detokenizer, start)
+    sampler = StepSampler(tokenizer, config, rng, detokenizer, start, ids[start:])
     prompt_seconds, started = 0.0, perf_counter()
-    reason: Reason = "length"
-    for index in range(config.max_tokens):
+    reason: Reason = sampler.ended or "length"
+    for index in range(0 if sampler.ended else config.max_tokens):
         # A chat ends here instead of losing its first turns.
         if not config.context_shift and len(ids) > decoder.context_length:
             reason = "context"
@@ -83,9 +86,13 @@ def generate(
         if detokenizer.stopped or step.id in config.eos_token_ids:
             reason = "stop" if detokenizer.stopped else "end"
             break
+        if sampler.ended:
+            reason = sampler.ended
+            break
     yield Finished(
         reason=reason,
         text=detokenizer.finish(),
+        format_complete=sampler.is_complete(detokenizer),
         prompt_tokens=prompt_tokens,
         tokens=len(ids) - prompt_tokens,
         prompt_seconds=prompt_seconds,
@@ -158,6 +165,12 @@ def prefill(
             return logits
 
 
+def format_mask(allowed: Mask, drawn: Draw) -> FormatMask:
+    """Return what a format allows (vocab_size,) of the model's distribution."""
+    mass = float(np.einsum("i,i", drawn.model[0], allowed))
+    return FormatMask(allowed=int(np.count_nonzero(allowed)), mass=min(mass, 1.0))
+
+
 class StepSampler:
     """Draws one token after the other, and describes each as a `Step`."""
 
@@ -168,11 +181,26 @@ class StepSampler:
         rng: np.random.Generator,
         detokenizer: Detokenizer,
         answer_start: int,
+        answer: Sequence[int] = (),
     ) -> None:
         self._tokenizer, self._config, self._rng = tokenizer, config, rng
         self._detokenizer = detokenizer
         self._draw: Callable[..., Draw] | None = None  # chosen by the first logits
         self._situation = Situation(config.rules, answer_start, mu=config.mu)
+        constraint = config.rules.constraint
+        self._format = constraint.start(answer) if constraint else None
+
+    @property
+    def ended(self) -> Literal["", "format", "stuck"]:
+        """Why no token can follow: the format is complete, or the vocabulary cannot go on."""
+        return self._format.ended if self._format else ""
+
+    def is_complete(self, detokenizer: Detokenizer) -> bool | None:
+        """Return whether the answer obeys its format to the end; None without a format."""
+        # What is before a stop string may be less than a whole.
+        return (
+            None if self._format is None else self._format.is_complete and not detokenizer.stopped
+        )
 
     def step(
         self, index: int, logits: Scores, ids: Sequence[int], forced: int | None = None
@@ -181,13 +209,17 @@ class StepSampler:
         if self._draw is None:
             self._draw = draw if len(logits) < LARGE_VOCAB else FastDraw(len(logits))
         sampling = self._config.sampling
-        drawn = self._draw(logits, sampling, ids, self._rng, self._situation)
+        allowed = self._format.allowed if self._format else None
+        situation = self._situation._replace(allowed=allowed)
+        drawn = self._draw(logits, sampling, ids, self._rng, situation)
         drawn = drawn if forced is None else drawn._replace(token=forced)
         token = drawn.token
-        if sampling.mirostat:
+        if sampling.mirostat and forced is None:
             mu = next_mu(self._situation.mu, sampling, float(drawn.sampled[0][token]))
             self._situation = self._situation._replace(mu=mu)
         is_end = token in self._config.eos_token_ids
+        if self._format and not is_end:
+            self._format.advance(token)
         token_bytes = self._tokenizer.token_bytes(token)
         return Step(
             index=index,
@@ -202,6 +234,7 @@ class StepSampler:
             rank=rank(logits, token),
             entropy=entropy(*drawn.model),
             top=self._candidates(logits, drawn),
+            format=None if allowed is None else format_mask(allowed, drawn),
         )
 
     def _candidates(self, logits: Scores, drawn: Draw) -> tuple[Candidate, ...]:

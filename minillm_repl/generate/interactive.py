@@ -75,10 +75,16 @@ class InteractiveDecoder:
         config = replace(self._config, mu=self._mu.get(len(self.ids)))
         events = generate(self._decoder, self._tokenizer, self.ids, config, rng, interrupted)
         step = next((event for event in events if isinstance(event, Step)), None)
+        if step is None and self._is_complete():
+            raise UserError(_("the format is complete: nothing can follow"))
         if step is None:
             raise UserError(_("stopped"))
         self._step = replace(step, index=token_index)
         return self._step
+
+    def _is_complete(self) -> bool:
+        constraint, start = self._config.rules.constraint, self._config.answer_start
+        return bool(constraint and constraint.start(self.ids[start:]).ended)
 
     def append(self, *tokens: int) -> bool:
         """Append these tokens; return False, and append none, if the last one ends the text."""

@@ -58,6 +58,17 @@ def sampler_names(text: str) -> tuple[str, ...]:
     return names
 
 
+def answer_format(text: str) -> str:
+    """Parse what `:format` is given: a kind, and its file, expression or choices."""
+    kind, equals, value = text.partition("=")
+    kind, value = kind.strip().lower(), value.strip()
+    if kind == "json" and not equals:
+        return kind
+    if kind not in ("json", "regex", "choice", "grammar") or not value:
+        raise ValueError(_("json, json=FILE, regex=..., choice=A,B or grammar=FILE"))
+    return f"{kind}={value}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
     """How the next token is drawn."""

@@ -1,7 +1,8 @@
-"""What a user says of tokens (`:ban`, `:bias`), resolved to ids of one vocabulary."""
+"""What a user says of tokens and of the form of an answer, resolved for one vocabulary."""
 
 from collections.abc import Sequence
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from minillm_repl.errors import UserError
 from minillm_repl.generate import TokenRules
@@ -9,6 +10,9 @@ from minillm_repl.language import _
 from minillm_repl.safetext import safe_line
 from minillm_repl.tokenizer import Tokenizer
 from minillm_repl.tokenizer.lookup import find_token_ids
+
+if TYPE_CHECKING:
+    from minillm_repl.generate.constraint import Constraint, Vocabulary
 
 _BREAKERS = b'\n:"*'  # those of llama.cpp
 _MAX_BIAS = 1000.0  # of a logit: more changes nothing
@@ -19,11 +23,21 @@ class RuleMaker:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
+        self._vocabularies: dict[tuple[int, ...], Vocabulary] = {}  # by the ids of end tokens
+        self._constraint: tuple[object, Constraint] | None = None  # the last, and what made it
 
     def make(
-        self, *, ban: Sequence[str] = (), bias: Sequence[str] = (), has_dry: bool = False
+        self,
+        *,
+        ban: Sequence[str] = (),
+        bias: Sequence[str] = (),
+        has_dry: bool = False,
+        answer_format: str = "",
+        eos_token_ids: Sequence[int] = (),
     ) -> TokenRules:
-        """Return the rules that words mean: tokens to ban, and `TOKEN=+2`. Raises UserError.
+        """Return the rules that words mean: tokens to ban, `TOKEN=+2`, and a value of `:format`.
+
+        Raises UserError, also where the library for formats is missing.
 
         A word means what it means in `:why`: a text with and without a space before it, the name of
         a special token, or `#123`.
@@ -40,7 +54,30 @@ class RuleMaker:
             banned=tuple(dict.fromkeys(banned)),
             biases=tuple(biases),
             breakers=self._breakers if has_dry else frozenset(),
+            constraint=self._compile(answer_format, eos_token_ids) if answer_format else None,
         )
+
+    def _compile(self, answer_format: str, eos_token_ids: Sequence[int]) -> "Constraint":
+        """Return a format, compiled again only where it, or its file, has changed."""
+        from minillm_repl.generate.constraint import Constraint, Vocabulary, read_format
+
+        source, ends = read_format(answer_format), tuple(sorted(set(eos_token_ids)))
+        key = source, ends
+        if self._constraint and self._constraint[0] == key:
+            return self._constraint[1]
+        try:
+            if ends not in self._vocabularies:
+                self._vocabularies[ends] = Vocabulary(self._tokenizer, ends)
+            constraint = Constraint(source, self._tokenizer, self._vocabularies[ends])
+        except ImportError as error:
+            raise UserError(
+                _(
+                    ":format needs the package {name}: `pip install 'minillm-repl[format]'`",
+                    name=safe_line(str(error.name)),
+                )
+            ) from None
+        self._constraint = key, constraint
+        return constraint
 
     @cached_property
     def _breakers(self) -> frozenset[int]:

@@ -3,9 +3,10 @@ line of figures.
 """
 
 from collections.abc import Iterable
+from math import floor, log2, log10
 from time import monotonic
 
-from rich.cells import cell_len, set_cell_size
+from rich.cells import cell_len
 from rich.text import Text
 
 from minillm_repl.generate import AnswerEvent, Finished, Inserted, Step
@@ -14,18 +15,23 @@ from minillm_repl.render.console import CHOSEN, DROPPED, FIGURES, GOOD, MODEL, T
 from minillm_repl.render.drawing import bar, fit_to_width
 from minillm_repl.render.listing import (
     UNKNOWN,
+    format_figures,
     source_lines,
     step_figures,
     visible_id,
     visible_step,
     visible_token,
 )
+from minillm_repl.render.tables import NARROW
 from minillm_repl.render.wrapping import WordWrapper
 from minillm_repl.safetext import safe, safe_line
 from minillm_repl.tokenizer.truncation import TruncatedText
 
 _FRAME = 1 / 60  # seconds: nobody sees more, and drawing must not hold a fast model back
 _MIN_EXACT = 1e-5  # a smaller probability is said to be small, not how small
+_UNKNOWN_SIZE = 99_999  # tokens of a vocabulary whose size a server does not tell
+_TOKEN_WIDTH, _NARROW_TOKEN_WIDTH = 12, 8  # cells of a token in a table
+_ID_FROM = 50  # columns of a terminal from which there is room for ids
 _FINAL_WIDTH = 7  # cells of the probability of being sampled, or of `dropped`
 _REASONS = {
     "length": N_("max-tokens reached"),
@@ -35,6 +41,8 @@ _REASONS = {
     "interrupt": N_("stopped by Ctrl-C"),
     "done": N_("the server says that it ends here"),
     "cut": N_("incomplete"),
+    "format": N_("the format is complete"),
+    "stuck": N_("no token of the vocabulary can go on with the format"),
 }
 
 
@@ -94,11 +102,11 @@ def draw_text(events: Iterable[AnswerEvent], screen: Screen, before: str = "") -
 
 
 def draw_steps(
-    events: Iterable[AnswerEvent], screen: Screen, prompt: str, samplers: str
+    events: Iterable[AnswerEvent], screen: Screen, prompt: str, samplers: str, vocab_size: int
 ) -> Finished:
     """Draw a table of candidates for each step, and the text so far.
 
-    `samplers` names those that are on.
+    `samplers` names those that are on. The columns of all tables stand below each other.
     """
     text = ""
     for event in events:
@@ -112,7 +120,9 @@ def draw_steps(
         text += event.text
         # In a narrow terminal the figures take two lines: a number is never cut.
         screen.out.print(step_title(event, prompt, text, width), overflow="fold")
-        screen.out.print(step_table(event, samplers, width), no_wrap=True, overflow="crop")
+        screen.out.print(
+            step_table(event, samplers, width, vocab_size), no_wrap=True, overflow="crop"
+        )
         screen.out.file.flush()
     raise AssertionError("a generation ends with Finished")
 
@@ -128,6 +138,8 @@ def step_title(step: Step, prompt: str, text: str, width: int) -> Text:
     while cell_len(shown) > max_cells:
         shown = shown[max(1, (cell_len(shown) - max_cells) // 2) :]
     lines = [step_figures(step), *(source_lines(step.listing) if step.listing else [])]
+    if step.format:
+        lines.append(format_figures(step.format))
     prompt_part = max(0, len(shown) - len(safe_line(text)))
     return Text.assemble(
         (start, TITLE),
@@ -141,7 +153,9 @@ def step_title(step: Step, prompt: str, text: str, width: int) -> Text:
     )
 
 
-def step_table(step: Step, samplers: str, width: int, marked_row: int | None = None) -> Text:
+def step_table(
+    step: Step, samplers: str, width: int, vocab_size: int, marked_row: int | None = None
+) -> Text:
     """Return the candidates: rank, token, id, the model's probability, and that drawn from.
 
     ▶ is before the row `marked`, counted from 0, or else before what was drawn.
@@ -154,12 +168,14 @@ def step_table(step: Step, samplers: str, width: int, marked_row: int | None = N
     ranks = _ranks(step)
     tokens = [visible_token(candidate) for candidate in step.top]
     ids = [visible_id(candidate.id) for candidate in step.top]
-    rank_width = max(2, *map(len, ranks))
-    token_width = min(16, max(5, *map(cell_len, tokens)))
-    id_width = max(2, *map(len, ids))
+    # The same at each step, so that the columns do not jump.
+    rank_width = max(2, len(str(vocab_size or _UNKNOWN_SIZE)))
+    token_width = _TOKEN_WIDTH if width >= NARROW else _NARROW_TOKEN_WIDTH
+    id_width = rank_width if width >= _ID_FROM else 0
     token, dropped = _("token"), _("dropped")
     final_width = max(_FINAL_WIDTH, cell_len(dropped))
-    fixed = f"{'#':>{rank_width + 2}}  {fit_to_width(token, token_width)}  {'id':>{id_width}}   "
+    id_column = f"{'id':>{id_width}}  " if id_width else ""
+    fixed = f"{'#':>{rank_width + 2}}  {fit_to_width(token, token_width)}  {id_column} "
     # A row is `fixed`, a percentage (6), a bar, the last column and a bar, with 5 spaces.
     numbers = 6 + final_width + 5
     # Cells of each bar: more than 40 tell no more, fewer than 4 are no bar.
@@ -176,8 +192,10 @@ def step_table(step: Step, samplers: str, width: int, marked_row: int | None = N
             known_percent(candidate.prob) if candidate.kept else dropped, final_width, right=True
         )
         table.append(f"{'▶' if chosen else ' '}{rank:>{rank_width + 1}}  ", style)
-        table.append(set_cell_size(token, token_width), f"{CHOSEN} {MODEL}" if chosen else style)
-        table.append(f"  {id_:>{id_width}}   {known_percent(candidate.model_prob):>6} ", style)
+        shown = fit_to_width(token, token_width)
+        table.append(shown, f"{CHOSEN} {MODEL}" if chosen else style)
+        id_cell = f"{id_:>{id_width}}  " if id_width else ""
+        table.append(f"  {id_cell} {known_percent(candidate.model_prob):>6} ", style)
         table.append(f"{bar(candidate.model_prob or 0.0, bars):{bars}}", MODEL)
         table.append(f"   {final} ", style)
         table.append(bar(candidate.prob or 0.0, bars) + "\n", GOOD)
@@ -217,6 +235,17 @@ def exact_percent(probability: float) -> str:
     if 0 < probability < _MIN_EXACT:
         return "<0.001%"
     return f"{100 * probability:.2g}%" if is_small else percent(probability)
+
+
+def percent_of_bits(bits: float) -> str:
+    """Return 2^−bits as a percentage; of a small one, its first two digits and its power of ten."""
+    if bits < -log2(_MIN_EXACT):
+        return exact_percent(2.0**-bits)
+    # By logarithms: the probability itself may be below the smallest float.
+    tens = 2 - bits * log10(2)
+    power = floor(tens)
+    mantissa = f"{10 ** (tens - power):.1f}"
+    return f"1.0e{power + 1:+03d}%" if mantissa == "10.0" else f"{mantissa}e{power:+03d}%"
 
 
 def generation_summary(

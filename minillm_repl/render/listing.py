@@ -2,7 +2,7 @@
 
 from math import isfinite, log2
 
-from minillm_repl.generate import Candidate, Listing, Step
+from minillm_repl.generate import Candidate, FormatMask, Listing, Step
 from minillm_repl.language import _
 from minillm_repl.safetext import safe_line, show_token
 from minillm_repl.tokenizer import FIRST_OWN_ID
@@ -90,3 +90,13 @@ def source_lines(listing: Listing) -> list[str]:
         facts.insert(0, _("{n} listed, other tokens {other:.1%}", n=listing.k, other=other))
     exact = [] if listing.exact_bytes else [_("bytes from text")]
     return [" · ".join(facts), " · ".join([safe_line(listing.source), *exact])]
+
+
+def format_figures(mask: FormatMask) -> str:
+    """Return how much a format dropped at a step."""
+    return _(
+        "the format allows {n:,} tokens with {mass} of the probability, and drops the other {rest}",
+        n=mask.allowed,
+        mass=f"{mask.mass:.2%}",
+        rest=f"{1 - mask.mass:.2%}",
+    )

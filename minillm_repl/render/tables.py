@@ -21,6 +21,7 @@ WIDE, NARROW = 100, 72
 """Columns of a terminal: from the first on bars are long; below the second there are none and words
 are folded, so that no number is cut."""
 
+_STACKED = 60  # columns of a terminal: below, settings are no table
 TABLE_GAP = 3  # cells between two columns of `plain_table`
 
 
@@ -53,11 +54,15 @@ def plain_table(
     return table
 
 
-def settings_table(settings: Any, sources: Mapping[str, str] = MappingProxyType({})) -> Table:
+def settings_table(
+    settings: Any, sources: Mapping[str, str] = MappingProxyType({}), width: int = WIDE
+) -> Table | Text:
     """Return all settings: name, value, meaning; bold, and with the default, if not the default.
 
-    `sources` say where each value comes from; without them, this column is left out.
+    `sources` say where each value comes from; without them, this column is left out. In few columns
+    the meaning stands below the others.
     """
+    lines = Text()
     origin = (_("from"),) if sources else ()
     table = plain_table(_("setting"), _("value"), *origin, _("meaning"), wrap=(1, 2 + len(origin)))
     for name, spec in specs(settings).items():
@@ -71,8 +76,14 @@ def settings_table(settings: Any, sources: Mapping[str, str] = MappingProxyType(
             meaning.append(" " + _("(default {value})", value=default_text), FIGURES)
         cells = (Text(sources[name], FIGURES),) if sources else ()
         value_cell = Text((shown or "–") + unit, TITLE if is_changed else "")
+        if width < _STACKED:
+            origin_note = f"   {sources[name]}" if sources else ""
+            lines.append_text(Text.assemble(name, " ", value_cell, (origin_note, FIGURES), "\n"))
+            lines.append_text(Text.assemble("  ", meaning, "\n"))
+            continue
         table.add_row(name, value_cell, *cells, meaning)
-    return table
+    lines.rstrip()
+    return lines if width < _STACKED else table
 
 
 def commands_table(rows: Iterable[tuple[str, str]], width: int | None = None) -> Table:

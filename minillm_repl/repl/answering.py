@@ -25,6 +25,7 @@ def respond(
 ) -> "Finished":
     """Let the model continue the session's text; draw what it was given and what it adds."""
     from minillm_repl.render.generation import draw_steps, draw_text, generation_summary
+    from minillm_repl.render.running import draw_coloured, draw_lines, legend
     from minillm_repl.render.thoughts import draw_thinking
     from minillm_repl.repl.thinking import splitter_of
 
@@ -40,18 +41,25 @@ def respond(
     is_chat = bool(turn.prompt_messages) and not verbose
     splitter = splitter_of(session.conversation, tokenizer) if is_chat and is_apart else None
     try:
-        events = _start_generation(shell, model, verbose)
+        events = _start_generation(shell, model, _candidates(session.settings.verbose))
     except UserError:
         shell.echo(prompt_text if echo else "", "\n", prefix)
         raise
-    if verbose:
+    if verbose and verbose != "colour":
         if screen.interactive and prompt_text:
             shell.echo(prompt_text, "\n", prefix)
-        finished = draw_steps(events, screen, prompt_text, samplers_heading(session.settings))
+        heading, size = samplers_heading(session.settings), tokenizer.vocab_size
+        finished = (
+            draw_lines(events, screen)
+            if verbose == "line"
+            else draw_steps(events, screen, prompt_text, heading, size)
+        )
         screen.out.print(
             Text.assemble(safe(prompt_text), (safe(finished.text), MODEL)), soft_wrap=True
         )
     else:
+        if verbose:
+            screen.notes_console.print(legend(screen))
         if echo:
             shell.echo(prompt_text, "", prefix)
         before = f"{prefix if screen.interactive else ''}{prompt_text}" if echo else ""
@@ -59,6 +67,8 @@ def respond(
             if splitter:
                 is_hidden = session.settings.think == "hide"
                 finished = draw_thinking(events, screen, splitter, before, is_hidden=is_hidden)
+            elif verbose:
+                finished = draw_coloured(events, screen)
             else:
                 finished = draw_text(events, screen, before)
         finally:
@@ -66,6 +76,8 @@ def respond(
     thoughts = _keep_thoughts(shell, splitter) if splitter else ""
     by_escape, seed = shell.interrupted.is_escape, session.conversation.seed
     screen.note(generation_summary(finished, seed, by_escape=by_escape, thoughts=thoughts))
+    if finished.format_complete is False:
+        screen.warn(_("the answer ended before its format was complete: it is cut"))
     note_unseen(shell, model)
     return finished
 
@@ -79,6 +91,13 @@ def _keep_thoughts(shell: "Shell", splitter: "ThoughtSplitter") -> str:
 
     shell.last_view, shell.last_pinned = lambda _width: Text(safe(text)), (0, 0)
     return thought_count(splitter.n_tokens)
+
+
+def _candidates(verbose: int | str) -> int:
+    """Return how many candidates the steps list for a way of drawing them."""
+    from minillm_repl.render.running import LINE_CANDIDATES
+
+    return verbose if isinstance(verbose, int) else LINE_CANDIDATES if verbose == "line" else 0
 
 
 def note_unseen(shell: "Shell", model: LoadedModel) -> None:

@@ -16,7 +16,7 @@ from minillm_repl.language import _
 from minillm_repl.repl.answering import note_unseen, respond
 from minillm_repl.repl.care import help_for, tell_help
 from minillm_repl.repl.conversation import is_chatting
-from minillm_repl.repl.settings import DEFAULT_VERBOSE_ROWS
+from minillm_repl.repl.settings import verbose_rows
 from minillm_repl.repl.shell import PROMPT, ExitRequested, Shell
 from minillm_repl.repl.signals import (
     default_interrupt,
@@ -191,7 +191,7 @@ def run_one_shot(shell: Shell, text: str, *, echo: bool, json: bool) -> None:
     if json:
         from minillm_repl.render.json_lines import print_json
 
-        top = session.settings.verbose or DEFAULT_VERBOSE_ROWS
+        top = verbose_rows(session.settings)
         finished = print_json(
             session.conversation.generate(model, session.settings, shell.interrupted, top),
             shell.screen.out.file,

@@ -98,18 +98,23 @@ class LoadedModel:
 
     def token_rules(self, settings: Settings, eos_token_ids: Sequence[int] = ()) -> "TokenRules":
         """Return what the settings say of tokens, as ids of this model. Raises UserError."""
-        del eos_token_ids
         if self.server is not None and not getattr(self.decoder, "samples_here", False):
-            if settings.ban or settings.bias:
+            if settings.ban or settings.bias or settings.format:
                 raise UserError(
                     _(
-                        "{source} samples by itself: :ban and :bias need a model that runs here; "
-                        "`off` turns them off",
+                        "{source} samples by itself: :format, :ban and :bias need a model that "
+                        "runs here; `off` turns them off",
                         source=self.server.source,
                     )
                 )
             return NO_RULES
-        return self._rule_maker.make(ban=settings.ban, bias=settings.bias, has_dry=settings.dry > 0)
+        return self._rule_maker.make(
+            ban=settings.ban,
+            bias=settings.bias,
+            has_dry=settings.dry > 0,
+            answer_format=settings.format,
+            eos_token_ids=eos_token_ids,
+        )
 
     @cached_property
     def _rule_maker(self) -> "RuleMaker":

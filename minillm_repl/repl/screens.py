@@ -73,7 +73,11 @@ class Stepper:
         size = self._app.output.get_size()
         step = self._selected_step()
         heading, rule, *rows = step_table(
-            self._step, samplers_heading(self._settings), size.columns, self._row
+            self._step,
+            samplers_heading(self._settings),
+            size.columns,
+            self._tokenizer.vocab_size,
+            self._row,
         ).split("\n")
         source_rows = SOURCE_ROWS if step.listing else 0
         room = max(1, size.rows - _OTHER_ROWS - source_rows)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from minillm_repl.generate import Sampling
-from minillm_repl.generate.options import SAMPLER_ORDER
+from minillm_repl.generate.options import SAMPLER_ORDER, answer_format
 from minillm_repl.language import N_, _
 from minillm_repl.safetext import safe_line
 from minillm_repl.settings import (
@@ -31,7 +31,9 @@ DEFAULT = "default"  # the value that drops what the user chose
 DEFAULT_VERBOSE_ROWS = 10  # candidates, when nobody says how many
 DEFAULT_COMPLETION_TOKENS, DEFAULT_ANSWER_TOKENS = 100, 500  # tokens, when nobody says how many
 
-_VERBOSE = """model: the model's own probability of the token (softmax of its logits)
+_VERBOSE = """line: one line for each token, with the most likely others
+colour: running text, tinted by the model's own probability of each token
+model: the model's own probability of the token (softmax of its logits)
 after ...: the sampling probability, after all samplers; it is 0 for a token marked `dropped`
 ▶ the sampled token; # its rank by the model, 1 = most likely
 entropy: the uncertainty of the model, −Σ p·log2 p over all tokens, in bits
@@ -69,6 +71,21 @@ class Settings(Sampling):
         metavar="TEXT",
         special_values={"off": ()},
         example="다.",
+    )
+    format: str = setting(
+        "",
+        answer_format,
+        "the form that an answer must have",
+        details="json: a JSON object. json=FILE: JSON as the JSON Schema in FILE says. regex=X: "
+        "the whole answer matches the expression. choice=A,B: one of these texts; a comma in one "
+        "needs double quotes around it. grammar=FILE: a grammar in the notation of Lark, or of "
+        "llama.cpp (GBNF). At each step only tokens with which the answer can still have this "
+        "form are kept; an end token only where the answer is complete. Between the parts of JSON "
+        "there is one space at most. Needs llguidance: `pip install 'minillm-repl[format]'`.",
+        metavar="json|json=FILE|regex=X|choice=A,B|grammar=FILE",
+        special_values={"off": ""},
+        aliases=("형식",),
+        example="regex=[가-힣]{2,5}",
     )
     ban: tuple[str, ...] = setting(
         (),
@@ -157,7 +174,7 @@ class Settings(Sampling):
         special_values={"on": True, "off": False},
         example="on",
     )
-    verbose: int = setting(
+    verbose: int | str = setting(
         0,
         integer(0, 1000),
         "show the top K next tokens at each step",
@@ -165,9 +182,21 @@ class Settings(Sampling):
         unit="rows",
         metavar="K",
         aliases=("자세히",),
-        special_values={"off": 0, "on": DEFAULT_VERBOSE_ROWS},
+        special_values={
+            "off": 0,
+            "on": DEFAULT_VERBOSE_ROWS,
+            "line": "line",
+            "colour": "colour",
+            "color": "colour",
+        },
         example="5",
     )
+
+
+def verbose_rows(settings: Settings) -> int:
+    """Return how many candidates a view lists: those of `:verbose K`, or as many as usual."""
+    is_count = isinstance(settings.verbose, int) and settings.verbose > 0
+    return settings.verbose if is_count else DEFAULT_VERBOSE_ROWS  # type: ignore[return-value]
 
 
 def active_samplers(settings: Sampling) -> list[str]:

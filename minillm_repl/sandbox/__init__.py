@@ -22,7 +22,8 @@ _MAX_ENTRIES = 100  # digests in the cache of tried descriptions
 
 
 def run_sandboxed(job: str, what: str, **request: Any) -> Any:
-    """Do a job: `template` renders a chat template, `tokenizer` tries a description.
+    """Do a job: `template` renders a chat template, `tokenizer` tries a description,
+    `grammar` tries a format of answers.
 
     Raises UserError naming `what` if the job fails, or takes too much time or memory.
     """

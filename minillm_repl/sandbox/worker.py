@@ -14,6 +14,8 @@ from typing import Any, NoReturn
 _CPU_SECONDS = 5
 _MAX_MEMORY = 4 << 30  # bytes; the largest vocabularies need 1 GiB
 _TEMPLATE_MEMORY = 1 << 30  # bytes
+_GRAMMAR_MEMORY = 1 << 30  # bytes
+_GRAMMAR_STEPS = 64  # bytes of a text of the form
 _MAX_CHARACTERS = 4_000_000  # in all texts that a template makes
 _PROBE_TEXTS = (
     *("", "Hello, world 12\n\t ", "안녕하세요 👋🏽", "<s>\x00\ufffd"),
@@ -140,6 +142,55 @@ def try_tokenizer(description: str) -> int:
     return largest
 
 
+def try_grammar(kind: str, text: str, options: Any) -> str:
+    """Compile a format, and go some steps in it; return it as llguidance takes it.
+
+    The kinds are `json` (a JSON Schema), `regex` and `grammar` (of Lark or llama.cpp).
+    """
+    from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
+    from llguidance.gbnf_to_lark import any_to_lark
+
+    limit_resources(_GRAMMAR_MEMORY)
+    if kind == "json":
+        json.loads(text)  # its errors name a line
+        grammar = LLMatcher.grammar_from_json_schema(text, options)
+    elif kind == "regex":
+        grammar = LLMatcher.grammar_from_regex(text)
+    else:
+        grammar = LLMatcher.grammar_from_lark(any_to_lark(text))
+    library = LLTokenizer(TokenizerWrapper(_Bytes()), eos_token=[256], slices=[])
+    matcher = LLMatcher(library, grammar, log_level=0)
+    for _step in range(_GRAMMAR_STEPS):
+        if matcher.is_error():
+            raise ValueError(_short(matcher.get_error()))
+        mask = matcher.compute_bitmask()
+        following = [byte for byte in range(256) if mask[byte // 8] >> byte % 8 & 1]
+        if matcher.is_error() or not following:
+            break
+        # A different byte at each step, so that not all steps repeat one.
+        matcher.consume_token(following[_step * 7 % len(following)])
+    if matcher.is_error():
+        raise ValueError("no text has this form, or it takes too many steps to find one")
+    return grammar
+
+
+def _short(error: str) -> str:
+    """Return the line of an error of several that says what is wrong."""
+    lines = [line.strip() for line in error.splitlines() if line.strip()] or ["unknown"]
+    return next((line for line in lines if line.startswith("error: ")), lines[0])
+
+
+class _Bytes:
+    """A vocabulary of bytes, and an end token."""
+
+    eos_token_id, bos_token_id = 256, None
+    tokens = (*(bytes([byte]) for byte in range(256)), b"<end>")
+    special_token_ids = (256,)
+
+    def __call__(self, text: bytes) -> list[int]:
+        return list(text)
+
+
 def limit_resources(memory: int = _MAX_MEMORY) -> None:
     """Limit the CPU time (seconds) and the memory (bytes) of the rest of this process.
 
@@ -157,7 +208,11 @@ def main() -> None:
     """Answer one request."""
     request = json.load(sys.stdin)
     try:
-        jobs: dict[str, Callable[..., Any]] = {"template": render, "tokenizer": try_tokenizer}
+        jobs: dict[str, Callable[..., Any]] = {
+            "template": render,
+            "tokenizer": try_tokenizer,
+            "grammar": try_grammar,
+        }
         answer = {"answer": jobs[sys.argv[1]](**request)}
         json.dumps(answer).encode()
     except MemoryError:

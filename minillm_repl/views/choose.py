@@ -12,7 +12,7 @@ from minillm_repl.errors import UsageError, UserError
 from minillm_repl.language import _
 from minillm_repl.render.console import CHOSEN, FIGURES, MODEL
 from minillm_repl.render.drawing import bar, title
-from minillm_repl.render.generation import exact_percent, percent
+from minillm_repl.render.generation import percent, percent_of_bits
 from minillm_repl.render.tables import NARROW, WIDE, plain_table
 from minillm_repl.repl.arguments import Argument, Arguments, Values
 from minillm_repl.repl.quoting import last_quoted, mask_quoted, unquoted
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 _LN2 = log(2)
 _SEPARATOR = "|"
+_FEW_COLUMNS = 60  # of a terminal: below, a table would cut its numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +56,31 @@ class ChooseView(View, Truncation):
 
     def draw(self, width: int) -> RenderableType:
         """Return a row for each option: its share, its probability and its surprisal."""
+        heading = title(
+            _("{n} continuations", n=len(self.options)), _("after {token}", token=self.after.label)
+        )
+        legend = _("share: of the probability of all of them together · * fewest bits per byte")
+        body = self._lines() if width < _FEW_COLUMNS else self._table(width)
+        return Group(heading, body, Text(legend, FIGURES))
+
+    def _lines(self) -> Text:
+        """Return each option over its figures, for a terminal with few columns."""
+        lines = Text()
+        for index, each in enumerate(self.options):
+            mark = "*" if index == self.chosen_per_byte else ""
+            lines.append(safe_line(each.text) + "\n", CHOSEN if index == self.chosen else "")
+            figures = _(
+                "share {share} · probability {prob} · {bits:.2f} bits · {rate:.2f} bits/byte",
+                share=percent(each.share),
+                prob=percent_of_bits(each.bits),
+                bits=each.bits,
+                rate=each.bits_per_byte,
+            )
+            lines.append(f"{figures}{mark}\n")
+        lines.rstrip()
+        return lines
+
+    def _table(self, width: int) -> RenderableType:
         bars = 24 if width >= WIDE else 10 if width >= NARROW else 0
         table = plain_table(
             _("continuation"), _("share"), "", _("probability"), _("bits"), _("bits/byte"),
@@ -64,14 +90,10 @@ class ChooseView(View, Truncation):
             table.add_row(
                 Text(safe_line(each.text), CHOSEN if index == self.chosen else ""),
                 percent(each.share), Text(bar(each.share, bars), MODEL),
-                exact_percent(each.prob), f"{each.bits:.2f}",
+                percent_of_bits(each.bits), f"{each.bits:.2f}",
                 f"{each.bits_per_byte:.2f}" + ("*" if index == self.chosen_per_byte else " "),
             )  # fmt: skip
-        heading = title(
-            _("{n} continuations", n=len(self.options)), _("after {token}", token=self.after.label)
-        )
-        legend = _("share: of the probability of all of them together · * fewest bits per byte")
-        return Group(heading, table, Text(legend, FIGURES))
+        return table
 
 
 def compute(

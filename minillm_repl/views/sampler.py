@@ -10,6 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from minillm_repl.errors import UserError
 from minillm_repl.generate import Sampling
 from minillm_repl.language import _
 from minillm_repl.render.console import DROPPED, FIGURES
@@ -18,7 +19,7 @@ from minillm_repl.render.generation import percent
 from minillm_repl.render.tables import TABLE_GAP, plain_table
 from minillm_repl.repl.arguments import Arguments, TextArgument
 from minillm_repl.repl.registry import command
-from minillm_repl.repl.settings import DEFAULT_VERBOSE_ROWS
+from minillm_repl.repl.settings import verbose_rows
 from minillm_repl.settings import format_value, specs, value_of
 from minillm_repl.tokenizer import Token, Tokenizer
 from minillm_repl.tokenizer.truncation import Truncation, with_truncation
@@ -255,7 +256,13 @@ def next_situation(shell: "Shell", ids: Sequence[int], text: str = "") -> "Situa
     model, conversation = shell.require_model(), shell.session.conversation
     rules = model.token_rules(shell.session.settings, conversation.eos_token_ids(model))
     is_answer = not text and conversation.turns
-    return Situation(rules, conversation.turns[-1].answer_start if is_answer else len(ids))
+    start = conversation.turns[-1].answer_start if is_answer else len(ids)
+    if rules.constraint is None:
+        return Situation(rules, start)
+    state = rules.constraint.start(ids[start:])
+    if state.ended:
+        raise UserError(_("the format is complete: nothing can follow"))
+    return Situation(rules, start, state.allowed)
 
 
 @command(
@@ -283,7 +290,7 @@ def sampler(shell: "Shell", asked: Arguments) -> None:
     model, settings = shell.require_model(), shell.session.settings
     ids = text_ids(shell, model, asked.text)
     logits = next_logits(model.decoder, ids, shell.interrupted)
-    top = settings.verbose or DEFAULT_VERBOSE_ROWS
+    top = verbose_rows(settings)
     situation = next_situation(shell, ids, asked.text)
     view = compute(logits, settings, ids, model.checkpoint.tokenizer, top, situation)
     show(shell, with_truncation(view, model.visible_window(ids)), asked.output)

@@ -12,7 +12,7 @@ from minillm_repl.language import _
 from minillm_repl.render.console import CHOSEN, FIGURES
 from minillm_repl.render.drawing import short_label, title
 from minillm_repl.repl.arguments import Arguments
-from minillm_repl.repl.settings import DEFAULT_VERBOSE_ROWS
+from minillm_repl.repl.settings import verbose_rows
 from minillm_repl.tokenizer import Token, Tokenizer
 from minillm_repl.tokenizer.truncation import Truncation, with_truncation
 from minillm_repl.views.base import Row, View, show, text_ids
@@ -120,7 +120,7 @@ def sweep(shell: "Shell", asked: Arguments) -> None:
     model, settings = shell.require_model(), shell.session.settings
     ids = text_ids(shell, model, asked.text)
     logits = next_logits(model.decoder, ids, shell.interrupted)
-    top = settings.verbose or DEFAULT_VERBOSE_ROWS
+    top = verbose_rows(settings)
     situation = next_situation(shell, ids, asked.text)
     view = compute_sweep(logits, settings, ids, model.checkpoint.tokenizer, top, situation)
     show(shell, with_truncation(view, model.visible_window(ids)), asked.output)

@@ -22,7 +22,6 @@ from minillm_repl.environment import (
 )
 from minillm_repl.errors import UserError
 from minillm_repl.language import _, current_language
-from minillm_repl.lessons.progress import Progress
 from minillm_repl.render.console import Screen, make_console, make_screen
 from minillm_repl.repl.greeting import greet
 from minillm_repl.repl.loop import (
@@ -178,8 +177,7 @@ def _make_shell(screen: Screen, start: Start) -> Shell:
     # No command is imported here: a prompt needs none.
     registry = discover(commands, views, find_plugins=load_plugins)
     session = Session(start.settings, workspace, sources=dict(start.sources))
-    progress = Progress.load(launch.progress_file)
-    return Shell(session=session, screen=screen, registry=registry, progress=progress)
+    return Shell(session=session, screen=screen, registry=registry, progress=launch.load_progress())
 
 
 def _run_guarded(shell: Shell, action: Callable[[], object]) -> ExitStatus:

@@ -107,7 +107,11 @@ def _add_lessons(group: "argparse._ArgumentGroup") -> None:
     group.add_argument("--lesson", metavar="N", type=int, help=_("start with lesson N"))
     itself = _("run the lesson without input, as if a learner typed the expected answers, and exit")
     group.add_argument("--auto", action="store_true", help=itself)
-    saved = _("after --auto, save the lesson as .html, .svg or .txt")
+    shown = _("show what a class has done: the progress files in FOLDER (docs/teaching.md)")
+    group.add_argument(
+        "--class", dest="classroom", metavar="FOLDER", nargs="?", const="", help=shown
+    )
+    saved = _("after --auto, save the lesson as .html, .svg or .txt; with --class, a .csv table")
     group.add_argument("--export", metavar="FILE", help=saved)
     replaces = _("let --export overwrite a file that no view wrote")
     group.add_argument("--overwrite", action="store_true", help=replaces)
@@ -245,8 +249,11 @@ def _main(arguments: Sequence[str] | None, environment: Environment) -> int:
         if options.eval is not None and alone.count(None) < 2:
             raise UserError(_("--eval cannot be used with -p or --train"))
         _check_session(options, is_training=training is not None)
-        if (options.auto and options.lesson is None) or (options.export and not options.auto):
-            raise UserError(_("--auto needs --lesson N, and --export needs both"))
+        shows_class = options.classroom is not None
+        if options.auto and options.lesson is None:
+            raise UserError(_("--auto needs --lesson N"))
+        if options.export and not options.auto and not shows_class:
+            raise UserError(_("--export needs --lesson N --auto, or --class FOLDER"))
         if options.overwrite and not options.export:
             raise UserError(_("--overwrite needs --export FILE"))
         if options.prompt is not None and training is not None:
@@ -263,4 +270,12 @@ def _main(arguments: Sequence[str] | None, environment: Environment) -> int:
             sources=sources,
             training=training,
         )
-        return run(start)
+        return run(start) if options.classroom is None else _show_class(start)
+
+
+def _show_class(start: Start) -> ExitStatus:
+    """Show what a class has done: no model is opened for it."""
+    from minillm_repl.lessons.classroom import show_class
+
+    show_class(make_screen(start.environment, start.launch.color), start.options)
+    return ExitStatus.OK

@@ -15,6 +15,7 @@ from platformdirs import user_config_path, user_state_path
 from minillm_repl.errors import UserError
 from minillm_repl.kernels import VARIANTS
 from minillm_repl.language import LANGUAGES, Language, _, language_from_locale
+from minillm_repl.lessons.progress import Progress, progress_file, student_name
 from minillm_repl.repl.model_loading import ModelLoader
 from minillm_repl.repl.settings import Settings, Source
 from minillm_repl.safetext import safe_line
@@ -106,8 +107,9 @@ class Launch:
     )
     color: str = setting(
         "auto",
-        one_of("auto", "always", "never"),
-        "colours: auto, always or never; auto follows the terminal and NO_COLOR",
+        one_of("auto", "always", "never", "contrast"),
+        "colours: auto, always, never, or contrast (high contrast: no colour, nothing dim); auto "
+        "follows the terminal and NO_COLOR",
         metavar="WHEN",
     )
     lang: str = setting(
@@ -121,6 +123,18 @@ class Launch:
         str,
         "file for the input history: a FILE, `on` for the default path, `off` for none",
         metavar="FILE",
+    )
+    student: str = setting(
+        "",
+        student_name,
+        "keep progress in lessons under a NAME of its own",
+        metavar="NAME",
+    )
+    progress: str = setting(
+        "on",
+        str,
+        "folder for progress in lessons: a FOLDER, `on` for the default path, `off` for none",
+        metavar="FOLDER",
     )
 
     startup: str = setting(
@@ -174,10 +188,9 @@ class Launch:
         """The folder of the sessions, or None without a history."""
         return None if self.history in ("", "off") else user_state_path(_APP) / "sessions"
 
-    @property
-    def progress_file(self) -> Path | None:
-        """The file of a learner's progress, or None without a history."""
-        return None if self.history in ("", "off") else user_state_path(_APP) / "progress.json"
+    def load_progress(self) -> Progress:
+        """Return the learner's progress. It does not depend on the history of typed lines."""
+        return Progress.load(progress_file(self.progress, self.student), self.student)
 
 
 ConfiguredT = TypeVar("ConfiguredT", Launch, Settings)

@@ -15,6 +15,7 @@ WHAT = {
     "checkpoints/gpt2-tok": "vocab.json and merges.txt of GPT-2",
     "data/en/grimm.txt": "the fairy tales of the brothers Grimm in English, plain text",
     "seed/reference_minillm.py": "the study note's program",
+    "seed/note.ko.txt": "the study note",
     "smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct, in bfloat16",
 }
 

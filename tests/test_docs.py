@@ -154,10 +154,10 @@ def test_the_sampler_that_the_documents_add_works(tmp_path):
 
 
 def test_the_lesson_that_the_documents_add_runs_to_its_end(tmp_path):
-    file = tmp_path / "13-bytes.md"
+    file = tmp_path / "14-bytes.md"
     file.write_text(example_of(r"````markdown\n(# Bytes.*?)````"), encoding="utf-8")
     lesson = read_lesson(file)
-    assert (lesson.number, lesson.title) == (13, "Bytes")
+    assert (lesson.number, lesson.title) == (14, "Bytes")
     assert 5 <= lesson.minutes <= 10
     shell = shell_for(find_checkpoint("nalssi"))
     run_unattended(make_lesson_runner(shell, lesson, Progress()))

@@ -129,6 +129,15 @@ DATA = {
         "`□` has no field `□`; it has □",
         "`□` has no place there",
         "a lesson needs a title, a paragraph about it, and a screen",
+        "the head of a lesson lacks `□`",
+        # what a worksheet is made of
+        *(
+            '<div class="answer">□</div>',
+            '<div class="box">□□</div>',
+        ),
+        '<ol class="options">□</ol>',
+        '<p><span class="small">□</span> □</p>',
+        '<p>□ <span class="small">□</span></p>',
         "first token",
         "previous token",
         "bold",

@@ -42,7 +42,7 @@ from tests.outside import outside
 from tests.small import random_checkpoint
 from tests.test_terminal import models, visit  # noqa: F401 - fixtures
 
-NUMBERS = range(1, 13)
+NUMBERS = range(1, 14)
 
 
 @pytest.fixture(autouse=True)
@@ -180,7 +180,7 @@ def test_each_lesson_lets_the_learner_do_something_and_each_kind_of_question_is_
                 yield block
 
     for lesson in lessons.values():
-        assert 5 <= lesson.minutes <= 10
+        assert 10 <= lesson.minutes <= 25
         assert any(True for screen in lesson.screens for _ in exercises(screen)), lesson.title
     questions = read_quiz(language)
     assert {each.lesson for each in questions} == set(NUMBERS)
@@ -374,7 +374,8 @@ def test_what_a_model_says_is_never_run_as_a_command(tmp_path):
     shell = shell_for(random_checkpoint(characters=words, context=16))
     lesson = tmp_path / "01-hostile.md"
     lesson.write_text(
-        "# Hostile\n\nA lesson.\n\n```lesson\ntext: :quit | :q\n```\n\n---\n\n```show\n"
+        "# Hostile\n\nA lesson.\n\n```lesson\nminutes: 10\nhour: 1\ngoals:\n  g\nterms:\n  t: m\n"
+        "text: :quit | :q\n```\n\n---\n\n```show\n"
         "{text}\n```\n\n"
         "```try\ntask: do\ndo: {text}\n```\n\n```ask\nquestion: which?\nanswer: {text}\n```\n"
     )
@@ -401,10 +402,13 @@ def test_progress_is_the_learners_alone_and_survives_what_is_not(tmp_path):
         '{"lessons": 3, "questions": {}}',
         '{"lessons": {"ko 4": {"screen": "x"}}, "questions": {}}',
         '{"lessons": {"ko 4": {"screen": -1}}, "questions": {}}',
-        json.dumps(good | {"lessons": {"a": {"evil": 1}}}), "\udcff",
+        json.dumps(good | {"lessons": {"a": {"started": 1}}}), "\udcff",
     ):  # fmt: skip
         file.write_bytes(hostile.encode("utf-8", "surrogateescape"))
         assert Progress.load(file).lessons == {}
+    # A later version may write fields of which this one knows nothing.
+    file.write_text(json.dumps(good | {"lessons": {"ko 1": {"screen": 2, "later": 1}}}))
+    assert Progress.load(file).lessons == {"ko 1": LessonProgress(2)}
 
 
 def test_two_visits_at_once_both_keep_what_was_learnt(tmp_path):
@@ -516,4 +520,4 @@ def test_a_lesson_can_be_opened_from_the_command_line_and_runs_by_itself(tmp_pat
         [*command[:4], "99", "--auto"], capture_output=True, text=True, env=environment, check=False
     )
     assert wrong.returncode == 1
-    assert "from 1 to 12" in wrong.stderr
+    assert "from 1 to 13" in wrong.stderr

@@ -38,6 +38,9 @@ _KEYS = N_(
     "bfloat16 rounds at each step: it shows 76.9% for 79.1%, or 13.19 for 13.36."
 )
 
+# Forms of a lesson on paper: in Korean, and as the usage names them.
+_ON_PAPER = {"학습지": "worksheet", "답안지": "answers", "정답지": "key"}
+
 _JSON = N_("`--json FILE` writes the numbers to a file, `--json -` prints them (docs/format.md).")
 
 
@@ -195,7 +198,7 @@ def quit_(_shell: Shell, _asked: Arguments) -> None:
     "export",
     arguments=(
         Words("file", "FILE.svg|.html|.txt|.md|.json", required=True, completion="file"),
-        Choice("session", "lesson", "conversation", name="whole"),
+        Choice("session", "lesson", "conversation", *_ON_PAPER.values(), name="whole", **_ON_PAPER),
         Flag("--overwrite"),
     ),
     aliases=("내보내기",),
@@ -214,10 +217,18 @@ def export(shell: Shell, asked: Arguments) -> None:
     has it. `:export FILE.html conversation` saves one page to look into: the text is coloured by
     probability, and shows a token's candidates where one points. It works offline.
 
+    `worksheet` saves the open lesson as a page to print, with room for answers and without them.
+    `answers` is the same with your own answers, `key` with the right ones. These end in .html.
+
     The command overwrites a file that no view wrote only with --overwrite. The same is true of
     --json FILE for all views.
     """
     path, whole = user_path(asked.file), asked.whole
+    if whole in _ON_PAPER.values():
+        from minillm_repl.lessons.worksheet import export_lesson
+
+        export_lesson(shell, path, whole, overwrite=asked.overwrite)
+        return
     suffix = path.suffix.lower()
     is_conversation = whole == "conversation" or suffix in (".md", ".json")
     if suffix not in (CONVERSATION_SUFFIXES if is_conversation else FORMATS):

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from minillm_repl.errors import UserError
 from minillm_repl.generate import Sampling
-from minillm_repl.language import _
+from minillm_repl.language import _, current_language
 from minillm_repl.render.tables import settings_table
 from minillm_repl.repl.arguments import Arguments, TextArgument, Words
 from minillm_repl.repl.conversation import is_chatting
@@ -46,7 +46,10 @@ def _command(name: str, spec: Spec) -> Command:
             if name == "seed" and value == "random" and session.conversation.turns
             else ""
         )
-        shell.screen.out.print(Text(f"{name} {value}{chosen}"), soft_wrap=True)
+        # In Korean the Korean name comes first: `대화(chat) auto`.
+        korean = [alias for alias in spec.aliases if not alias.isascii()]
+        shown = f"{korean[0]}({name})" if korean and current_language() == "ko" else name
+        shell.screen.out.print(Text(f"{shown} {value}{chosen}"), soft_wrap=True)
 
     words = tuple(spec.special_values)
     usage = "|".join(filter(None, (spec.metavar, *words)))

@@ -7,6 +7,7 @@ from minillm_repl.commands.trained import finish_run, open_trained
 from minillm_repl.errors import UserError
 from minillm_repl.language import _, _n
 from minillm_repl.render.console import MODEL
+from minillm_repl.render.training_summary import passes_text
 from minillm_repl.repl.job_control import on_process_resume
 from minillm_repl.repl.settings import samplers_heading, verbose_rows
 from minillm_repl.repl.shell import Shell
@@ -235,9 +236,9 @@ def describe_run(run: "TrainingRun") -> str:
             tokens,
             _("{different:,} distinct", different=run.unique_tokens),
             _(
-                "{steps:,} steps ({passes:.2g} passes over the text)",
+                "{steps:,} steps ({passes} passes over the text)",
                 steps=plan.steps,
-                passes=read_tokens / len(train.ids),
+                passes=passes_text(read_tokens / len(train.ids)),
             ),
         ]
     )

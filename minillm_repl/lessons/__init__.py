@@ -3,6 +3,7 @@
 They lie in `ko/` and `en/`; docs/lessons.md explains each block.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 
@@ -96,9 +97,37 @@ class When:
     blocks: "tuple[Block, ...]"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """A text that is shown only where it is true."""
+
+    holds: str  # a condition in numbers, or several, one a line: see claims.py
+    # Markdown: `text` where it holds, else `otherwise`.
+    text: str = ""
+    otherwise: str = ""
+    on: str = ""  # the text that the figures are about, if not the one that is looked at
+
+
 Exercise = Ask | Choose | Order | Explain
-Block = Prose | Show | Try | Exercise | Guess | When
+Block = Prose | Show | Try | Exercise | Guess | When | Claim
 LessonScreen = tuple[Block, ...]
+
+
+def find_exercises(blocks: LessonScreen) -> Iterator[Exercise]:
+    """Yield the questions of a screen in their order, for models of every kind."""
+    for block in blocks:
+        if isinstance(block, When):
+            yield from find_exercises(block.blocks)
+        elif isinstance(block, Exercise):
+            yield block
+
+
+@dataclass(frozen=True)
+class Term:
+    """A word that a lesson teaches, and what it means."""
+
+    word: str
+    meaning: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +137,10 @@ class Lesson:
     number: int
     title: str
     summary: str
-    minutes: int
+    minutes: int  # for doing all of it
+    hour: int  # the class hour that it belongs to, from 1
+    goals: tuple[str, ...]  # what one can do afterwards
+    terms: tuple[Term, ...]
     texts: tuple[str, ...]  # to look at: the first that the model can read is taken
     # One or more: read_lesson refuses a lesson without a screen.
     screens: tuple[LessonScreen, ...]

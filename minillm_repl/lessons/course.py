@@ -6,29 +6,19 @@ from minillm_repl.errors import UserError
 from minillm_repl.language import _, current_language
 from minillm_repl.lessons import (
     Exercise,
-    Guess,
     Lesson,
-    LessonScreen,
-    Prose,
     Question,
-    Show,
-    Try,
-    When,
+    find_exercises,
 )
-from minillm_repl.lessons.draw import LessonMarkdown, fill_placeholders, lesson_title
-from minillm_repl.lessons.exercises import (
-    ExerciseSteps,
-    InputRequest,
-    run_exercise,
-    run_guess,
-    run_try,
-)
-from minillm_repl.lessons.parse import lesson_files, practice_file, read_lesson, read_quiz
+from minillm_repl.lessons.blocks import run_blocks
+from minillm_repl.lessons.draw import lesson_title, terms_table
+from minillm_repl.lessons.exercises import ExerciseSteps, InputRequest, run_exercise
+from minillm_repl.lessons.parse import lesson_files, read_lesson, read_quiz
 from minillm_repl.lessons.progress import LessonProgress, Progress, QuestionProgress
-from minillm_repl.lessons.run import LessonRunner, can_encode
+from minillm_repl.lessons.run import LessonRunner
 from minillm_repl.render.console import FIGURES
 from minillm_repl.repl.shell import Shell
-from minillm_repl.tokenizer import decode
+from minillm_repl.safetext import safe_line
 
 _ROUND_LENGTH = 10  # questions of a quiz, when no lesson is named
 
@@ -128,7 +118,9 @@ def make_lesson_runner(
             place or 0, place is None, place is not None and course.has_trained
         )
         progress.record_lesson(name, reached)
+        _tell_failure(shell, progress)
         if place is None:
+            shell.screen.out.print(terms_table(lesson))
             shell.screen.note(
                 _(
                     "end of lesson {n} · `:quiz {n}` starts its quiz · `:learn next` opens "
@@ -140,7 +132,14 @@ def make_lesson_runner(
     def screen(course: LessonRunner, place: int) -> ExerciseSteps:
         last = place + 1 == len(lesson.screens)
         shell.session.conversation.clear()  # no screen depends on what was typed at another
-        yield from _run_blocks(course, lesson.screens[place])
+
+        def answered(exercise: Exercise, given: str, right: bool | None) -> None:
+            # By identity: two questions of a screen may be equal.
+            asked = [id(each) for each in find_exercises(lesson.screens[place])]
+            number = asked.index(id(exercise)) + 1
+            progress.record_lesson_answer(f"{name}/{place + 1}.{number}", given, right)
+
+        yield from run_blocks(course, lesson.screens[place], answered)
         yield InputRequest("enter", hint=_("Enter ends the lesson") if last else "")
         return None
 
@@ -152,6 +151,7 @@ def make_lesson_runner(
         run_screen=screen,
         texts=lesson.texts,
         screen_index=screen_index,
+        practice_path=progress.practice_model,
         on_arrival=arrived,
     )
 
@@ -172,7 +172,7 @@ def make_quiz_runner(
         question = questions[place]
         shell.session.conversation.clear()
         shell.screen.out.print(Text(_("question {name}", name=question.name), FIGURES))
-        yield from _run_blocks(course, question.intro)
+        yield from run_blocks(course, question.intro)
         right = yield from run_exercise(shell, course.lesson_values(), question.exercise)
         if right is not None:
             score["right"], score["answered"] = score["right"] + right, score["answered"] + 1
@@ -186,71 +186,12 @@ def make_quiz_runner(
         screen_count=len(questions),
         run_screen=screen,
         texts=texts,
+        practice_path=progress.practice_model,
         on_arrival=arrived,
     )
 
 
-def _run_blocks(runner: LessonRunner, blocks: LessonScreen) -> ExerciseSteps:
-    """Show blocks one after the other, waiting where the learner has something to do."""
-    shell = runner.shell
-    for block in blocks:
-        # Each block asks for new values: the one before may have changed the model or the text.
-        match block:
-            case Prose():
-                shell.screen.out.print(LessonMarkdown(block.markdown, runner.lesson_values().value))
-            case Show():
-                yield from _run_show(runner, block)
-            case Try():
-                yield from _run_try_block(runner, block)
-            case Guess():
-                yield from run_guess(shell, block, _guess_text(runner, block))
-            case When():
-                if runner.lesson_values().holds(block.condition):
-                    yield from _run_blocks(runner, block.blocks)
-            case _:
-                # For the type checker: only the types of the union Exercise are left.
-                assert isinstance(block, Exercise)
-                yield from run_exercise(shell, runner.lesson_values(), block)
-        shell.screen.out.print()
-    return None
-
-
-def _run_show(course: LessonRunner, block: Show) -> ExerciseSteps:
-    shell = course.shell
-    for each in block.lines:
-        line = fill_placeholders(each, course.lesson_values().value)
-        try:
-            # a model's text is never a command
-            (shell.run_line if each.startswith(":") else shell.run_prompt)(line)
-        except UserError as error:
-            if course.raises_errors:  # with `--auto`: the place of the error is part of it
-                raise UserError(f"{course.position_label}: {line}: {error}") from None
-            shell.screen.fail(str(error))
-        # A Ctrl-C ends one line; the next one runs when the learner is ready.
-        if shell.interrupted():
-            yield InputRequest("enter", hint=_("stopped; Enter continues"))
-    return None
-
-
-def _run_try_block(course: LessonRunner, block: Try) -> ExerciseSteps:
-    done = yield from run_try(course.shell, course.lesson_values(), block)
-    reaction = block.done if done else block.otherwise or block.done
-    if reaction:
-        course.shell.screen.out.print(LessonMarkdown(reaction, course.lesson_values().value))
-    return done
-
-
-def _guess_text(course: LessonRunner, block: Guess) -> str:
-    """Return the text of the guessing game: one that the model can read."""
-    shell = course.shell
-    tokenizer = shell.require_model().checkpoint.tokenizer
-    lines = [
-        line
-        for line in practice_file(current_language()).read_text(encoding="utf-8").splitlines()
-        if len(line) > block.rounds
-    ]
-    for text in [*(each.strip() for each in block.text.split(" | ")), *lines[:1]]:
-        if can_encode(tokenizer, text):
-            return text
-    course.lesson_values()  # puts a text that the model can read into the conversation
-    return decode(tokenizer, shell.session.conversation.ids)
+def _tell_failure(shell: Shell, progress: Progress) -> None:
+    """Tell, once a lesson, that progress is not kept: else nobody would know before it is lost."""
+    if progress.failure:
+        shell.screen.warn(_("progress is not kept: {error}", error=safe_line(progress.failure)))

@@ -21,8 +21,9 @@ from minillm_repl.render.tables import plain_table
 
 _MIN_SUMMARY_WIDTH = 110  # cells of a terminal that has room for the lessons' subjects
 _MAX_WIDTH = 84  # cells: longer lines are hard to read
-# `{heads}`, `{token.-1}` or `{previous.head}`: a name, maybe with an index or a field.
-_PLACEHOLDER = re.compile(r"\{([a-z_]+(?:\.-?[a-z0-9]+)?)\}")
+# `{heads}`, `{token.-1}` or `{previous.head}`: a name, maybe with an index or a field; of `{p.좋}`,
+# the field is a token.
+PLACEHOLDER = re.compile(r"\{([a-z_]+(?:\.-?[a-z0-9]+)?|p\.[^{}\s]+)\}")
 # Rich's own Markdown styles set backgrounds; these are styles of the palette only.
 _THEME = Theme(
     {
@@ -69,7 +70,7 @@ class LessonMarkdown:
         # `ansi_dark` has the sixteen named colours only, as the palette has.
         self._markdown = _Markdown(markdown, hyperlinks=False, code_theme="ansi_dark")
         for token in self._markdown.parsed:
-            _fill_placeholders_in(token, value)
+            fill_tokens(token, value)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         with console.use_theme(_THEME):
@@ -104,13 +105,32 @@ def numbered_answers(texts: Sequence[str], value: PlaceholderValue) -> Group:
 
 def fill_placeholders(text: str, value: PlaceholderValue) -> str:
     """Return a text with values in place of its placeholders."""
-    return _PLACEHOLDER.sub(lambda found: value(found[1]), text)
+    return PLACEHOLDER.sub(lambda found: value(found[1]), text)
+
+
+def unquoted(text: str) -> str:
+    """Return a text without the quotes that keep a space at its end."""
+    return text[1:-1] if len(text) > 1 and text[0] == text[-1] == '"' else text
 
 
 def lesson_title(lesson: Lesson) -> Text:
     """Return the title of a lesson."""
-    figures = (f"  {_minutes(lesson)}\n{lesson.summary}\n", FIGURES)
-    return Text.assemble((f"{lesson.number}. {lesson.title}", TITLE), figures)
+    time = f"  {_minutes(lesson)} · {class_hour(lesson)}\n"
+    goals = "".join(f"\n  · {goal}" for goal in lesson.goals)
+    return Text.assemble(
+        (f"{lesson.number}. {lesson.title}", TITLE),
+        (f"{time}{lesson.summary}\n", FIGURES),
+        (_("after this lesson"), FIGURES),
+        f"{goals}\n",
+    )
+
+
+def terms_table(lesson: Lesson) -> Table:
+    """Return the words that a lesson has taught, and what they mean."""
+    table = plain_table(_("terms of this lesson"), "", wrap=(1,))
+    for term in lesson.terms:
+        table.add_row(Text(term.word, TITLE), Text(term.meaning))
+    return table
 
 
 def verdict(right: bool | None, answer: str = "") -> Text:
@@ -156,12 +176,18 @@ def progress_text(lesson: Lesson, lesson_progress: LessonProgress | None) -> Tex
     )
 
 
+def class_hour(lesson: Lesson) -> str:
+    """Return which class hour a lesson belongs to."""
+    return _("class hour {n}", n=lesson.hour) if lesson.hour else _("extra")
+
+
 def _minutes(lesson: Lesson) -> str:
     return _("{n} min", n=lesson.minutes)
 
 
-def _fill_placeholders_in(token: MarkdownToken, value: PlaceholderValue) -> None:
+def fill_tokens(token: MarkdownToken, value: PlaceholderValue) -> None:
+    """Put values in place of the placeholders of parsed Markdown, where they stay plain text."""
     token.content = fill_placeholders(token.content, value)
     # Rich draws running text from the children; a code block has no children, only content.
     for child in token.children or ():
-        _fill_placeholders_in(child, value)
+        fill_tokens(child, value)

@@ -14,7 +14,7 @@ from typing import Literal
 from rich.text import Text
 
 from minillm_repl.language import _
-from minillm_repl.lessons import Ask, Choose, Exercise, Explain, Guess, Order, Try
+from minillm_repl.lessons import AnswerOption, Ask, Choose, Exercise, Explain, Guess, Order, Try
 from minillm_repl.lessons.answers import (
     is_correct,
     is_number,
@@ -186,9 +186,7 @@ def _run_choose(shell: Shell, facts: LessonValues, block: Choose) -> ExerciseSte
     out.print(numbered_answers([option.text for option in block.options], facts.value))
     # Which answer is right may depend on the open model: `[if rotary]`.
     right_ones = [
-        number
-        for number, option in enumerate(block.options, 1)
-        if option.right == "x" or (option.right.startswith("if ") and facts.holds(option.right[3:]))
+        number for number, option in enumerate(block.options, 1) if is_right(option, facts)
     ]
 
     def judge(line: str) -> bool | None:
@@ -213,9 +211,7 @@ def _run_choose(shell: Shell, facts: LessonValues, block: Choose) -> ExerciseSte
 
 def _run_order(shell: Shell, facts: LessonValues, block: Order) -> ExerciseSteps:
     out, count = shell.screen.out, len(block.steps)
-    shuffled = list(range(count))
-    # The same each time: nobody is to be surprised.
-    random.Random(block.question).shuffle(shuffled)  # noqa: S311
+    shuffled = shuffled_steps(block)
     out.print(LessonMarkdown(block.question, facts.value))
     out.print(numbered_answers([block.steps[each] for each in shuffled], facts.value))
     # `shuffled` has the true place of each shown step; the answer is its inverse permutation.
@@ -236,6 +232,20 @@ def _run_order(shell: Shell, facts: LessonValues, block: Order) -> ExerciseSteps
     if block.why:
         out.print(LessonMarkdown(block.why, facts.value))
     return right
+
+
+def is_right(option: AnswerOption, facts: LessonValues) -> bool:
+    """Return whether an answer is right for the open model."""
+    right = option.right
+    return right == "x" or (right.startswith("if ") and facts.holds(right[3:]))
+
+
+def shuffled_steps(block: Order) -> list[int]:
+    """Return the places of the steps as they are shown, counted from 0."""
+    shuffled = list(range(len(block.steps)))
+    # The same each time: nobody is to be surprised.
+    random.Random(block.question).shuffle(shuffled)  # noqa: S311
+    return shuffled
 
 
 def _run_explain(shell: Shell, facts: LessonValues, block: Explain) -> ExerciseSteps:

@@ -18,6 +18,7 @@ from minillm_repl.lessons import (
     Ask,
     Block,
     Choose,
+    Claim,
     Exercise,
     Explain,
     Guess,
@@ -27,6 +28,7 @@ from minillm_repl.lessons import (
     Prose,
     Question,
     Show,
+    Term,
     Try,
     When,
 )
@@ -38,6 +40,7 @@ _FIELD_BLOCKS = {
     "order": Order,
     "explain": Explain,
     "guess": Guess,
+    "claim": Claim,
 }
 _FENCE_WORDS = {"lesson", "show", "when", *_FIELD_BLOCKS}
 _FIELD = re.compile(r"([a-z]+):(?:\s+(.*)|$)")
@@ -54,9 +57,9 @@ def lesson_files(language: Language) -> dict[int, Path]:
     return {int(path.name[:2]): path for path in found}
 
 
-def practice_file(language: Language) -> Path:
-    """Return the path of the short text on which lessons train."""
-    return Path(__file__).parent / language / "practice.txt"
+def practice_file(language: Language, name: str = "practice") -> Path:
+    """Return the path of a short text on which lessons train; `skewed` has a bias on purpose."""
+    return Path(__file__).parent / language / f"{name}.txt"
 
 
 def read_lesson(path: Path) -> Lesson:
@@ -85,12 +88,19 @@ def read_lesson(path: Path) -> Lesson:
     whole = tuple(screen for screen in screens if screen)  # two rules in a row make no screen
     if not title or not summary or not whole:
         raise reader.error("a lesson needs a title, a paragraph about it, and a screen")
+    missing = [name for name in ("minutes", "hour", "goals", "terms") if not header.get(name)]
+    if missing:
+        raise reader.error(f"the head of a lesson lacks `{missing[0]}`")
     texts = tuple(each.strip() for each in header.get("text", "").split(" | ") if each.strip())
+    terms = [each.partition(": ") for each in header["terms"].splitlines()]
     return Lesson(
         number=int(path.name[:2]),
         title=title,
         summary=summary,
-        minutes=int(header.get("minutes", "5")),
+        minutes=int(header["minutes"]),
+        hour=int(header["hour"]),
+        goals=tuple(header["goals"].splitlines()),
+        terms=tuple(Term(word.strip(), meaning.strip()) for word, _colon, meaning in terms),
         texts=texts,
         screens=whole,
     )

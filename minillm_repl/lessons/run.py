@@ -5,6 +5,7 @@ or settings.
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from rich.text import Text
 
 from minillm_repl.checkpoint import Checkpoint
 from minillm_repl.language import _
+from minillm_repl.lessons.answers import parse_number
 from minillm_repl.lessons.exercises import (
     ExerciseSteps,
     InputRequest,
@@ -52,6 +54,7 @@ class LessonRunner:
     run_screen: Callable[["LessonRunner", int], ExerciseSteps]  # one of them
     texts: tuple[str, ...] = ()
     screen_index: int = 0
+    practice_path: Path | None = None  # of the model that it trains; None: practice_model()
     raises_errors: bool = False  # nobody is there: an error ends it
     # at a screen, or past the last
     on_arrival: Callable[["LessonRunner", int | None], None] = lambda _course, _place: None
@@ -85,8 +88,9 @@ class LessonRunner:
                     name=LESSON_MODEL,
                 )
             )
-        practice_path = practice_model()
-        practice_path.parent.mkdir(parents=True, exist_ok=True)
+        practice_path = self.practice_path or practice_model()
+        with suppress(OSError):  # then training says that it cannot save there
+            practice_path.parent.mkdir(parents=True, exist_ok=True)
         loader = self.outer_session.workspace.loader
         practice = Writable(practice_path, is_practice=True)
         workspace = Workspace(loader=loader, model=model, destination=practice)
@@ -162,6 +166,9 @@ class LessonRunner:
             run = shell.run_prompt if not line.strip() and request.is_prompt else shell.run_line
             run(line if line.strip() else request.expected)
             self._send(line)
+        elif request.kind == "enter" and parse_number(line) is not None:
+            # `2번`, before the question is there: no prompt for a model.
+            shell.screen.note(_("nothing is asked here yet: Enter continues"))
         elif line.strip():
             shell.run_line(line)
         else:

@@ -11,14 +11,19 @@ from math import log, log2
 from typing import TYPE_CHECKING, Any
 
 from minillm_repl.errors import UserError
+from minillm_repl.generate.sampling import softmax
 from minillm_repl.language import _, current_language
+from minillm_repl.lessons.conditions import find_conditions
 from minillm_repl.lessons.parse import practice_file
 from minillm_repl.lessons.searching_head import find_searching_head, top_key
 from minillm_repl.model.config import AnyConfig, LlamaConfig
+from minillm_repl.render.drawing import component_name
+from minillm_repl.render.generation import percent
 from minillm_repl.repl.shell import Shell
 from minillm_repl.safetext import safe_line
 from minillm_repl.tokenizer import CharacterTokenizer, Token, decode
 from minillm_repl.views.base import inspect_ids
+from minillm_repl.views.sampler import next_logits
 
 if TYPE_CHECKING:
     from minillm_repl.views.attn import FocusView
@@ -29,9 +34,7 @@ if TYPE_CHECKING:
     from minillm_repl.views.surprise import SurpriseView
     from minillm_repl.views.sweep import SweepView
 
-_MIN_DEEP_LAYERS = 6  # layers, from which on a lesson speaks of a deep model
 _MAX_CANDIDATES = 9  # next tokens that can be asked for
-_HANGUL = re.compile("[가-힣]")
 # From the placeholder to the name of the pattern in `:attn`.
 _PATTERNS = {"previous": "previous token", "first": "first token", "self": "itself"}
 _NO_VALUE = "–"
@@ -41,12 +44,12 @@ class LessonValues:
     """The model and the text of a session at one moment; the text has one token or more."""
 
     def __init__(self, shell: Shell, text: str = "", *, has_trained: bool = False) -> None:
-        self._shell, self._model = shell, shell.require_model()
-        self._ids, self._has_trained = tuple(shell.session.conversation.ids), has_trained
+        self._shell, self.model = shell, shell.require_model()
+        self.ids, self._has_trained = tuple(shell.session.conversation.ids), has_trained
         self._text_override = text  # what `{text}` is, if not all that has been written by now
         self._config, self._tokenizer = (
-            self._model.checkpoint.config,
-            self._model.checkpoint.tokenizer,
+            self.model.checkpoint.config,
+            self.model.checkpoint.tokenizer,
         )
 
     def value(self, name: str) -> str:
@@ -64,6 +67,8 @@ class LessonValues:
                     text = self._token_value(base, number)
                 case "next" | "prob" | "logit" | "hot" | "cold" if number is not None:
                     text = self._candidate_value(base, number)
+                case "p" if suffix:
+                    text = percent(self.next_prob(suffix))
                 case "previous" | "first" | "self":
                     text = self._head_value(base, suffix)
                 case _:
@@ -76,33 +81,32 @@ class LessonValues:
         Raises UserError if there is no condition of this name.
         """
         negated, name = condition.startswith("not "), condition.removeprefix("not ").strip()
-        config = self._config
-        gated = config.has_gated_mlp
-        learned = config.rope is None
-        conditions = {
-            "learned_positions": learned,
-            "rotary": not learned,
-            "characters": self._is_character_level,
-            "several_layers": config.n_layers > 1,
-            "deep": config.n_layers >= _MIN_DEEP_LAYERS,
-            "several_heads": config.n_heads > 1,
-            "chat": self._model.checkpoint.chat_template is not None,
-            "practising": self._has_trained,
-            "gated": gated,
-            # GPT models have LayerNorm and a plain MLP, Llama models RMSNorm and a gated one.
-            "layer_norm": not gated,
-            "tied": config.tie_word_embeddings,
-            "canon": config.has_canon_layers,
-            "routed": config.is_routed(0),  # its first block has a mixture of experts
-            "hangul": bool(_HANGUL.search(self._text)),
-        }
+        conditions = find_conditions(
+            self.model.checkpoint, self._text, has_trained=self._has_trained
+        )
         if name not in conditions:
             raise _unknown_value_error(name)
         return conditions[name] != negated
 
+    def about(self, text: str) -> "LessonValues | None":
+        """Return the values of another text; None if the model cannot read all of it."""
+        ids = self._tokenizer.encode(text)
+        if not ids or decode(self._tokenizer, ids) != text:
+            return None
+        other = LessonValues(self._shell, has_trained=self._has_trained)
+        other.ids = tuple(ids[-self.model.decoder.context_length :])
+        return other
+
+    def next_prob(self, word: str) -> float:
+        """Return the probability that the next token is a word, or begins with its space."""
+        spelt = (word, f" {word}")
+        ids = range(self._config.vocab_size)
+        found = [n for n in ids if Token.from_id(self._tokenizer, n).text in spelt]
+        return float(softmax(self._logits)[0][found].sum())
+
     @cached_property
     def _text(self) -> str:
-        return self._text_override or decode(self._tokenizer, list(self._ids))
+        return self._text_override or decode(self._tokenizer, list(self.ids))
 
     @property
     def _is_character_level(self) -> bool:
@@ -110,7 +114,7 @@ class LessonValues:
 
     def _model_value(self, name: str) -> str | None:
         """Return a value of the model that needs no forward pass; None for any other name."""
-        config, checkpoint = self._config, self._model.checkpoint
+        config, checkpoint = self._config, self.model.checkpoint
         sizes = {
             "layers": config.n_layers,
             "last_layer": config.n_layers - 1,
@@ -120,25 +124,26 @@ class LessonValues:
             "width": config.d_model,
             "head_size": config.head_dim,
             "ff_width": _d_mlp(config),
-            "context": self._model.decoder.context_length,
+            "context": self.model.decoder.context_length,
             "vocabulary": config.vocab_size,
             "parameters": config.n_params,
-            "tokens": len(self._ids),
-            "numbers": len(self._ids) * config.d_model,
+            "tokens": len(self.ids),
+            "numbers": len(self.ids) * config.d_model,
         }
         if name in sizes:
             return f"{sizes[name]:,}"
         words = {
-            "model": self._model.name,
-            "family": self._model.family,
+            "model": self.model.name,
+            "family": self.model.family,
             "unit": _("character") if self._is_character_level else _("piece"),
             "units": _("characters") if self._is_character_level else _("pieces"),
             # The uniform baseline, in bits and in nats.
             "bits_of_ignorance": f"{log2(config.vocab_size):.2f}",
             "ignorance": f"{log(config.vocab_size):.3f}",
             "practice": f'"{practice_file(current_language())}"',
+            "skewed": f'"{practice_file(current_language(), "skewed")}"',
             "text": self._text,
-            "ids": " ".join(map(str, self._ids)),
+            "ids": " ".join(map(str, self.ids)),
             "trained": f"{checkpoint.record.steps:,}" if checkpoint.record else _NO_VALUE,
         }
         return words.get(name)
@@ -147,8 +152,6 @@ class LessonValues:
         """Return a value of the surprisal of the text; None for any other name."""
         if name not in ("loss", "bits", "perplexity", "hardest", "hardest.prob", "hardest.bits"):
             return None
-        from minillm_repl.render.generation import percent
-
         view = self._surprise
         if view is None:
             return _NO_VALUE  # a text of one token has nothing that could surprise
@@ -163,14 +166,12 @@ class LessonValues:
         }[name]
 
     def _token_value(self, kind: str, number: int) -> str:
-        if not -len(self._ids) <= number < len(self._ids):
+        if not -len(self.ids) <= number < len(self.ids):
             return _NO_VALUE
-        token = Token.from_id(self._tokenizer, self._ids[number])
+        token = Token.from_id(self._tokenizer, self.ids[number])
         return token.label if kind == "token" else str(token.id)
 
     def _candidate_value(self, kind: str, number: int) -> str:
-        from minillm_repl.render.generation import percent
-
         if not 1 <= number <= len(self._sweep.candidates):
             return _NO_VALUE
         candidate = self._sweep.candidates[number - 1]
@@ -183,8 +184,6 @@ class LessonValues:
         return percent(candidate.probs[self._sweep.temps.index(temp)] or 0.0)
 
     def _head_value(self, pattern: str, field: str) -> str:
-        from minillm_repl.render.generation import percent
-
         scored = [
             (
                 sum(of.score for of in each.patterns if of.name == _PATTERNS[pattern]),
@@ -202,9 +201,6 @@ class LessonValues:
         raise _unknown_value_error(f"{pattern}.{field}")
 
     def _view_value(self, name: str) -> str:
-        from minillm_repl.render.drawing import component_name
-        from minillm_repl.render.generation import percent
-
         figures: dict[str, Callable[[], str]] = {
             "entropy": lambda: f"{self._entropy:.2f}",
             "choices": lambda: f"{2**self._entropy:,.1f}",
@@ -229,14 +225,12 @@ class LessonValues:
 
     @cached_property
     def _subject(self) -> "InspectedText":
-        return inspect_ids(self._shell, self._model, self._ids)
+        return inspect_ids(self._shell, self.model, self.ids)
 
     @cached_property
     def _logits(self) -> Any:
-        from minillm_repl.views.sampler import next_logits
-
         # A copy: the decoder writes its next logits into the same array.
-        return next_logits(self._model.decoder, self._ids, self._shell.interrupted).copy()
+        return next_logits(self.model.decoder, self.ids, self._shell.interrupted).copy()
 
     @cached_property
     def _sweep(self) -> "SweepView":
@@ -245,7 +239,7 @@ class LessonValues:
 
         # The sweep always has temperatures 1 and 2; the one that is set is a column too.
         return sweep_view(
-            self._logits, Sampling(temp=0.5), self._ids, self._tokenizer, _MAX_CANDIDATES
+            self._logits, Sampling(temp=0.5), self.ids, self._tokenizer, _MAX_CANDIDATES
         )
 
     @property

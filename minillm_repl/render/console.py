@@ -9,9 +9,10 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
-from rich.console import Console, NewLine
+from rich.console import Console, ConsoleOptions, NewLine, RenderableType
 from rich.control import Control
-from rich.segment import Segments
+from rich.segment import Segment, Segments
+from rich.style import Style
 from rich.text import Text
 
 from minillm_repl.environment import Environment
@@ -40,8 +41,9 @@ _MAX_REMEMBERED = 2_000  # times that something was printed: a long visit must n
 class Transcript(Console):
     """A console that remembers what was printed last, except what only moves (a spinner)."""
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, *, high_contrast: bool = False, **options: Any) -> None:
         super().__init__(**options)
+        self.high_contrast = high_contrast
         # (objects, options of `print`, width of the console in cells) of each print.
         self._printed: deque[tuple[tuple[Any, ...], dict[str, Any], int]] = deque(
             maxlen=_MAX_REMEMBERED
@@ -74,6 +76,13 @@ class Transcript(Console):
                 # these are a spinner's
                 self._open_line = None
                 self._remember(objects, options)
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterator[Segment]:
+        """Render as any console does; with high contrast, only in the terminal's own colour."""
+        segments = super().render(renderable, options)
+        return map(_highest_contrast, segments) if self.high_contrast else iter(segments)
 
     def replay(self, console: Console, since: int = 0) -> None:
         """Print it again on `console`, from where `print_count` was `since`."""
@@ -109,6 +118,15 @@ class Transcript(Console):
     def _remember(self, objects: tuple[Any, ...], options: dict[str, Any]) -> None:
         self._printed.append((objects, options, self.width))
         self.print_count += 1
+
+
+def _highest_contrast(segment: Segment) -> Segment:
+    """Return a segment that is neither dim nor coloured; what had a colour is bold."""
+    text, style, control = segment
+    if style is None or control:
+        return segment
+    strong = Style(dim=False, bold=True if style.color else None)
+    return Segment(text, style.without_color + strong)
 
 
 @dataclass(frozen=True)
@@ -167,9 +185,10 @@ class Screen:
 def make_console(stream: IO[str], variables: Mapping[str, str], color: str = "auto") -> Transcript:
     """Return a stream's console: colours to a terminal unless NO_COLOR is set, or always, or never.
 
+    `contrast` is for who sees weakly: the terminal's own two colours, and nothing dim.
     No markup, no highlighting, no emoji codes: text from a model means only itself.
     """
-    plain = color == "never" or (color == "auto" and bool(variables.get("NO_COLOR")))
+    plain = color in ("never", "contrast") or (color == "auto" and bool(variables.get("NO_COLOR")))
     # None: rich asks the stream whether it is a terminal.
     forced = True if color == "always" else None
     return Transcript(
@@ -177,6 +196,7 @@ def make_console(stream: IO[str], variables: Mapping[str, str], color: str = "au
         force_terminal=forced,
         color_system="standard" if forced else "auto",  # sixteen colours are all the palette has
         no_color=plain,
+        high_contrast=color == "contrast",
         markup=False,
         highlight=False,
         emoji=False,

@@ -18,7 +18,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from minillm_repl.errors import UserError
-from minillm_repl.language import _
+from minillm_repl.language import _, current_language
 from minillm_repl.render.drawing import MAX_PROSE_WIDTH, UNLIMITED_WIDTH
 from minillm_repl.safetext import safe_line
 from minillm_repl.storage.atomic import write_atomically
@@ -60,7 +60,7 @@ line-height: {line_height}px; }}
 """.replace("FONTS", _FONTS)
 
 _HTML = """<!DOCTYPE html>
-<html>
+<html lang="LANGUAGE">
 <head>
 <!-- made by minillm-repl -->
 <meta charset="UTF-8">
@@ -97,7 +97,8 @@ def as_svg(drawing: Drawing, width: int, title: str) -> str:
 def as_html(drawing: Drawing, width: int, title: str) -> str:
     """Return what is drawn as one page; it asks for nothing from elsewhere."""
     # The title becomes part of a format string: its own braces are doubled.
-    page = _HTML.replace("TITLE", escape(title).replace("{", "{{").replace("}", "}}"))
+    page = _HTML.replace("LANGUAGE", current_language())
+    page = page.replace("TITLE", escape(title).replace("{", "{{").replace("}", "}}"))
     head, pre, code = (
         _recorded(drawing, width)
         .export_html(theme=SVG_EXPORT_THEME, code_format=page)

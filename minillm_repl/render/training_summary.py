@@ -57,3 +57,8 @@ def perplexity(loss: float) -> float:
     model would guess.
     """
     return exp(loss) if loss < 700 else inf  # larger ones are too large for a float
+
+
+def passes_text(passes: float) -> str:
+    """Return how often a text is read: `0.15`, `3.2`, `397`."""
+    return f"{passes:.2g}" if passes < 10 else f"{passes:,.0f}"

@@ -93,22 +93,24 @@ class Argument:
 
 
 class Choice(Argument):
-    """One of a few words."""
+    """One of a few words; `aliases` are other spellings of some, such as Korean ones."""
 
-    def __init__(self, *words: str, name: str = "choice") -> None:
+    def __init__(self, *words: str, name: str = "choice", **aliases: str) -> None:
         super().__init__("|".join(words), {name: ""})
         self.completions, self._name = words, name
+        self._meanings = {word: word for word in words} | aliases
 
     def take(self, text: str) -> tuple[Values, str]:
         """Read one of the words."""
         first, rest = split_word(text)
-        return ({self._name: first}, rest) if first in self.completions else ({}, text)
+        known = self._meanings.get(first)
+        return ({self._name: known}, rest) if known else ({}, text)
 
     def take_last(self, text: str) -> tuple[Values, str]:
         """Read one of the words; alone, it is what it follows elsewhere, such as a file."""
         rest, _space, last = text.rpartition(" ")
-        is_choice = bool(rest) and last in self.completions
-        return ({self._name: last}, rest.strip()) if is_choice else ({}, text)
+        known = self._meanings.get(last) if rest else None
+        return ({self._name: known}, rest.strip()) if known else ({}, text)
 
 
 class Layer(Argument):

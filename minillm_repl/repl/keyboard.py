@@ -22,6 +22,7 @@ from prompt_toolkit.keys import Keys
 from prompt_toolkit.output import ColorDepth, Output, create_output
 from rich.console import Console, RenderableType
 
+from minillm_repl.render.console import Transcript
 from minillm_repl.repl.job_control import write_unbuffered
 
 _PASTE = "\x1b[200~"
@@ -207,7 +208,8 @@ def suspend(_event: KeyPressEvent) -> None:
 def render_ansi(renderables: list[RenderableType], width: int, target: Console) -> ANSI:
     """Return things drawn one below the other, in a width, in the colours that `target` has."""
     buffer = io.StringIO()
-    console = Console(
+    console = Transcript(
+        high_contrast=has_high_contrast(target),
         file=buffer,
         force_terminal=True,
         width=width,
@@ -220,6 +222,11 @@ def render_ansi(renderables: list[RenderableType], width: int, target: Console) 
     for part in renderables:
         console.print(part, no_wrap=True, overflow="crop")
     return ANSI(buffer.getvalue().rstrip("\n"))
+
+
+def has_high_contrast(target: Console) -> bool:
+    """Return whether nothing beside a console may be dim."""
+    return isinstance(target, Transcript) and target.high_contrast
 
 
 def color_depth(target: Console) -> ColorDepth | None:

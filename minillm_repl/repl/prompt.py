@@ -34,7 +34,13 @@ from minillm_repl.repl.editing import (
     use_drawn_heights,
 )
 from minillm_repl.repl.job_control import typeahead
-from minillm_repl.repl.keyboard import EscapeWatch, color_depth, keyboard, suspend
+from minillm_repl.repl.keyboard import (
+    EscapeWatch,
+    color_depth,
+    has_high_contrast,
+    keyboard,
+    suspend,
+)
 from minillm_repl.repl.loop import (
     CONTINUATION_PROMPT,
     is_multiline_open,
@@ -55,6 +61,10 @@ _STYLE = Style.from_dict(
         "bottom-toolbar": "noreverse dim",
         "prompt": "bold",
     }
+)
+# nothing dim, for `--color contrast`
+_CONTRAST_STYLE = Style.from_dict(
+    {"auto-suggestion": "fg:default", "bottom-toolbar": "noreverse", "prompt": "bold"}
 )
 
 
@@ -154,7 +164,7 @@ class PromptReader:
             bottom_toolbar=self._toolbar,
             placeholder=self._placeholder,
             input_processors=[SafeClusterProcessor()],
-            style=_STYLE,
+            style=_CONTRAST_STYLE if has_high_contrast(shell.screen.out) else _STYLE,
             color_depth=color_depth(shell.screen.out),
             enable_open_in_editor=True,
             # the loop writes the line again, with the completion running on from it

@@ -12,6 +12,7 @@ from minillm_repl.language import _
 from minillm_repl.render.console import DROPPED
 from minillm_repl.render.drawing import title, token_style
 from minillm_repl.render.tables import plain_table
+from minillm_repl.render.training_summary import passes_text
 from minillm_repl.tokenizer import Token, Tokenizer
 from minillm_repl.views.base import View
 
@@ -82,7 +83,7 @@ class CheckView(View):
             (_("validation tokens"), f"{self.val_tokens:,}"),
             (_("unknown characters"), f"{self.unknown_characters:,}"),
             (_("steps"), f"{self.steps:,}"),
-            (_("passes over the text"), f"{self.passes:.2g}"),
+            (_("passes over the text"), passes_text(self.passes)),
             (_("memory, about"), f"{self.memory / 2**20:,.0f} MiB"),
         ]
         if self.overlap is not None:

@@ -249,17 +249,19 @@ def eval_command(shell: "Shell", asked: Arguments) -> None:
     model writes the answer (greedily, at most `tokens`). Any other file is a text.
 
     accuracy: the share of questions whose right choice has the highest probability, and its 95%
-    interval (Wilson). per byte, per character: the same for the log-probability divided by the
-    length of the choice (acc_bytes and acc_norm of lm-eval). chance: the accuracy of a blind guess.
-    ECE: the expected calibration error, over ten bins of the probability among the choices. The
-    worst items are those where a wrong choice is furthest ahead.
+    interval (Wilson's: of 100 such files, about 95 give one that holds the true share). per byte,
+    per character: the same for the log-probability divided by the length of the choice (acc_bytes
+    and acc_norm of lm-eval). chance: the accuracy of a blind guess. ECE, the expected calibration
+    error: how far stated probabilities are from the shares that come true, over ten bins. The worst
+    items are those where a wrong choice is furthest ahead.
 
     perplexity: e to the power of the mean surprisal of a token, in nats. bits per byte compare
     across models. A text is read in windows of `window` tokens (the context), of which each
     predicts the last `stride` (all of them).
 
-    `:eval FILE vs PATH` measures two models on the same items: McNemar's exact test for questions,
-    the difference in bits per byte and its 95% interval for a text.
+    `:eval FILE vs PATH` measures two models on the same items: for questions McNemar's exact test
+    (of those that only one gets right, how likely is such a split by chance?), for a text the
+    difference in bits per byte and its 95% interval.
 
     A chat model gets a prompt as the message of a user, unless `chat=off`. Otherwise a space goes
     between prompt and choice where neither has one, unless `space=off`. Ctrl-C stops; the figures

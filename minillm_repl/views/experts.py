@@ -135,7 +135,8 @@ def compute(inspected: InspectedText, layer: int | None = None) -> ExpertsView:
     config = inspected.config
     routed = [each for each in range(config.n_layers) if config.is_routed(each)]
     if layer is not None:
-        check_layer(config, layer)
+        if routed:  # a model without experts has none in any layer
+            check_layer(config, layer)
         if routed and layer not in routed:
             raise UserError(_("layer {layer} has one MLP, and no experts", layer=layer))
         routed = [layer] if routed else []

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from minillm_repl.language import N_, _
 from minillm_repl.render.console import FIGURES, TITLE
-from minillm_repl.render.drawing import short_label, title
+from minillm_repl.render.drawing import UNLIMITED_WIDTH, short_label, title
 from minillm_repl.render.generation import percent
 from minillm_repl.render.tables import plain_table
 from minillm_repl.repl.arguments import Arguments, TextArgument
@@ -153,9 +153,7 @@ class ShapesView(View, Truncation):
             add(
                 self._screen_name(row), " × ".join(row.dims), shape_text, _draw_values(row, fitting)
             )
-        drawn = Text("  ").join(
-            Text.assemble(short_label(each.token), f" {percent(each.prob)}") for each in self.drawn
-        )
+        drawn = self._candidates(fitting * _NUMBER if width < UNLIMITED_WIDTH else width)
         add(_("can be sampled"), "", f"{self.candidates:,}", drawn)
         return table
 
@@ -164,6 +162,17 @@ class ShapesView(View, Truncation):
         """The number of the block that is shown in full: the first with attention."""
         inside = next(row.name for row in self.rows if row.name.endswith(".attention.q"))
         return inside.split(".")[1]
+
+    def _candidates(self, room: int) -> Text:
+        """Return the first candidates that have room whole: no share is cut."""
+        parts = [
+            Text.assemble(short_label(each.token), f" {percent(each.prob)}") for each in self.drawn
+        ]
+        count = len(parts)
+        while count > 1 and sum(part.cell_len + 2 for part in parts[:count]) > room:
+            count -= 1
+        shown = parts[:count] + ([Text("…")] if count < self.candidates else [])
+        return Text("  ").join(shown)
 
     def _screen_name(self, row: ShapeRow) -> str:
         """Return the name of a row on the screen: what is inside the block is indented."""

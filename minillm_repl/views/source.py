@@ -1,7 +1,10 @@
 """`:source`: the program's own code, with the sizes of a text in its comments."""
 
+import ast
 import inspect
+import io
 import re
+import tokenize
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +17,14 @@ from rich.text import Text
 
 import minillm_repl
 from minillm_repl.errors import UserError
-from minillm_repl.language import _
+from minillm_repl.language import N_, _, current_language
 from minillm_repl.render.console import FIGURES, MODEL, TITLE
 from minillm_repl.render.drawing import UNLIMITED_WIDTH, title
 from minillm_repl.render.tables import plain_table
 from minillm_repl.repl.arguments import Arguments, Words
 from minillm_repl.repl.registry import command
 from minillm_repl.safetext import safe_line
+from minillm_repl.views import note
 from minillm_repl.views.base import View, import_torch, inspect_text, show
 from minillm_repl.views.shapes import compute_sizes
 
@@ -31,6 +35,7 @@ if TYPE_CHECKING:
 _ROOT = Path(minillm_repl.__file__).parent
 # A comment at the end of a line that names a shape; b is its first dimension.
 _SHAPE = re.compile(r"  # .*\(b, .*")
+_ANY_SHAPE = re.compile(r"# \(\w+, [^)]*\)( -> \([^)]*\))?$")
 _SIZED_SHAPE = r"(?<=  # ).*\(\d+, .*"
 _OF_MODEL = {  # where each part is in a model
     "attention": "blocks.0.attention",
@@ -48,6 +53,21 @@ _ELSEWHERE = {
     "generate": "minillm_repl.generate.generate:generate",
     "loss": "minillm_repl.training.trainer:Trainer.loss",
     "train": "minillm_repl.training.trainer:Trainer.step",
+}
+_SUMMARIES = {  # for who does not read the docstrings, which are English
+    "attention": N_("tokens exchange information"),
+    "feed-forward": N_("each token by itself: wider, bent, back"),
+    "norm": N_("brings vectors to an even size"),
+    "canon": N_("mixes in the three tokens before"),
+    "block": N_("attention and feed-forward, added to the stream"),
+    "model": N_("embedding, blocks, logits"),
+    "attend": N_("dot products, softmax, weighted sum"),
+    "rotary": N_("rotates queries and keys by their position"),
+    "sampling": N_("from logits to one drawn token"),
+    "penalties": N_("makes tokens that were there less likely"),
+    "generate": N_("writes on, token by token"),
+    "loss": N_("how wrong a prediction is"),
+    "train": N_("one step of training"),
 }
 
 
@@ -68,7 +88,7 @@ class SourceView(View):
 
         code = Syntax(
             "", "python", theme="ansi_dark", background_color="default", word_wrap=True
-        ).highlight(self.code)
+        ).highlight(without_prose(self.code) if current_language() == "ko" else self.code)
         code.rstrip()
         code.no_wrap = width >= UNLIMITED_WIDTH
         if self.sized:
@@ -90,7 +110,12 @@ class SourcesView(View):
             _("part"), _("description"), _("file"), _("lines"), right=(3,), wrap=(1, 3)
         )
         for each in self.parts:
-            summary = Text(each.summary, no_wrap=True, overflow="ellipsis")
+            said = (
+                _(_SUMMARIES.get(each.part, each.summary))
+                if current_language() == "ko"
+                else each.summary
+            )
+            summary = Text(said, no_wrap=True, overflow="ellipsis")
             lines = str(each.code.count("\n") + 1)
             table.add_row(Text(each.part, TITLE), summary, Text(each.file, FIGURES), lines)
         hint = _("`:source {part}` shows one of them", part=self.parts[-1].part)
@@ -125,6 +150,25 @@ def compute(part: str, thing: Any, sizes: Mapping[str, int] | None = None) -> So
     )
 
 
+def without_prose(code: str) -> str:
+    """Return code without its docstrings and comments, but with the shapes at the ends of lines."""
+    lines = code.splitlines()
+    drop: set[int] = set()
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(
+            node
+        ):
+            first = node.body[0]
+            drop |= set(range(first.lineno - 1, first.end_lineno or first.lineno))
+    for token in tokenize.generate_tokens(io.StringIO(code).readline):
+        place, column = token.start[0] - 1, token.start[1]
+        if token.type == tokenize.COMMENT and not _ANY_SHAPE.match(token.string):
+            lines[place] = lines[place][:column].rstrip()
+            drop |= set() if lines[place] else {place}
+    kept = "\n".join(line for place, line in enumerate(lines) if place not in drop)
+    return re.sub(r"\n{3,}", "\n\n", kept).strip("\n")
+
+
 def _with_sizes(comment: str, sizes: Mapping[str, int]) -> str:
     named = {
         "b": 1,
@@ -153,7 +197,7 @@ def _parts(model: "LanguageModel") -> dict[str, Any]:
 
 @command(
     "source",
-    arguments=(Words("part", "PART", *_OF_MODEL, *_ELSEWHERE),),
+    arguments=(Words("part", "PART|note PART", *_OF_MODEL, *_ELSEWHERE, "note"),),
     json=True,
     group="Look inside",
     example=":source attention",
@@ -168,9 +212,18 @@ def source(shell: "Shell", asked: Arguments) -> None:
     The comments at the ends of lines are tensor shapes. If there is a text, sizes replace the
     letters: b batch, t time (tokens), w width (d_model), h heads, g KV heads, d d_head, v
     vocabulary.
+
+    :source note lists the parts of the study note's program, one page that has all of a GPT.
+    :source note Head shows one and runs it on the text, with the weights of the open model if that
+    is of the note's kind.
     """
     model = shell.require_model()
     import_torch(shell)
+    if asked.part.lower().split(maxsplit=1)[:1] == ["note"]:
+        part = asked.part[len("note") :].strip()
+        program = note.compute(inspect_text(shell), part) if part else note.list_parts()
+        show(shell, program, asked.output)
+        return
     parts = _parts(model.language_model)
     if not asked.part:
         view = SourcesView(tuple(compute(name, thing) for name, thing in parts.items()))

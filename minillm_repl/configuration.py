@@ -125,10 +125,7 @@ class Launch:
         metavar="FILE",
     )
     student: str = setting(
-        "",
-        student_name,
-        "keep progress in lessons under a NAME of its own",
-        metavar="NAME",
+        "", student_name, "keep progress in lessons under a NAME of its own", metavar="NAME"
     )
     progress: str = setting(
         "on",

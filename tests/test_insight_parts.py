@@ -9,7 +9,8 @@ from rich.console import Console
 
 from minillm_repl.errors import UserError
 from minillm_repl.model.build import build, build_trainable
-from minillm_repl.views import grad, lens, neurons, qkv
+from minillm_repl.views import grad, lens, neurons, qkv, why
+from minillm_repl.views.contributions import logit_direction
 from minillm_repl.views.inspected_text import InspectedText
 from minillm_repl.views.watch import Watch
 from tests.conftest import random_checkpoint
@@ -167,3 +168,32 @@ def test_what_is_not_there_is_refused_by_number():
     ):
         with pytest.raises(UserError, match=r"(are numbered|run) from 0 to \d"):
             ask()
+
+
+def test_what_is_read_from_each_position_sums_to_what_the_heads_add(both):
+    ours = both[0]
+    view = why.compute(ours, 5, by="position")
+    heads = sum(part.value for part in view.parts if part.name.startswith("head "))
+    assert len(view.positions) == len(ours.ids)
+    assert sum(view.positions) == pytest.approx(heads, abs=1e-4)
+    if ours.config.norm_placement != "pre":
+        return
+    # Where only one position has a value in a layer, that layer's heads write what is read there.
+    place, expected = 4, 0.0
+    stream = ours.run_with_cache("residual", last_only=True)[1]
+    last = stream[f"blocks.{ours.config.n_layers - 1}.residual"][-1]
+    direction = logit_direction(ours.model, last, 5)[0] * ours.config.residual_multiplier
+    for layer in ours.config.attention_layers:
+        name = f"blocks.{layer}.attention."
+
+        def alone(at, tensor, name=name):
+            if at != name + "v":
+                return tensor
+            only = torch.zeros_like(tensor)
+            only[:, :, place] = tensor[:, :, place]
+            return only
+
+        z = ours.with_hook(alone).run_with_cache(name + "z", last_only=True)[1][name + "z"][-1]
+        weight = ours.model.get_submodule(name + "proj").weight.double()
+        expected += float(weight @ z.double().flatten() @ direction)
+    assert view.positions[place] == pytest.approx(expected, abs=1e-4)

@@ -17,12 +17,12 @@ from minillm_repl.views.effect import compute as effect_view
 from minillm_repl.views.inspected_text import InspectedText
 from minillm_repl.views.patch import compute as patch_view
 from minillm_repl.views.patching import patched_logits
-from minillm_repl.views.steer import RANDOM_DIRECTIONS as RANDOM
+from minillm_repl.views.prompts import lead_ids as lead
 from minillm_repl.views.steer import direction, pair, whole
-from minillm_repl.views.steer import lead_ids as lead
-from minillm_repl.views.steer import random_steering_hooks as random_steering
-from minillm_repl.views.steer import residual_norm as stream_norm
-from minillm_repl.views.steer import steering_hook as steering
+from minillm_repl.views.steering import RANDOM_DIRECTIONS as RANDOM
+from minillm_repl.views.steering import random_steering_hooks as random_steering
+from minillm_repl.views.steering import residual_norm as stream_norm
+from minillm_repl.views.steering import steering_hook as steering
 from tests.conftest import random_checkpoint
 from tests.test_huggingface import random_ids
 from tests.test_insight import agrees, both, of_text  # noqa: F401 - the fixture

@@ -151,6 +151,8 @@ DATA = {
     # the names that JSON has; render translates them
     "checkpoint": {"eos_token", "Granite MoE"},
     "views": {
+        "PATH|NAME|base [on FILE|TEXT]",  # a usage, whose words are translated
+        "AUC",  # a name
         "Generation(□, □ tokens, reason=□)",  # what Python shows
         # names of parts of the model in `--json`
         *("attention", "attention bias", "feed-forward"),

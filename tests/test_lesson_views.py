@@ -25,7 +25,7 @@ from minillm_repl.views.ablate import ablation_hook as silencing
 from minillm_repl.views.descent import compute as descent_view
 from minillm_repl.views.inspected_text import InspectedText
 from minillm_repl.views.shapes import compute_sizes, sizes
-from minillm_repl.views.steer import steering_hook as steering
+from minillm_repl.views.steering import steering_hook as steering
 from tests.conftest import ROOT, random_checkpoint
 from tests.test_huggingface import FAMILIES, random_ids, random_model
 from tests.test_insight import both, exact, of_text  # noqa: F401 - the fixture

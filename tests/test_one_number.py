@@ -33,7 +33,7 @@ from minillm_repl.views.inspected_text import InspectedText
 from minillm_repl.views.prob import compute as prob_view
 from minillm_repl.views.sampler import compute as sampler_view
 from minillm_repl.views.sampler import next_logits
-from minillm_repl.views.steer import steering_hook as steering
+from minillm_repl.views.steering import steering_hook as steering
 from minillm_repl.views.surprise import compute as surprise_view
 from tests.conftest import ROOT
 from tests.test_huggingface import FAMILIES, random_model

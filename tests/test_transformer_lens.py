@@ -3,9 +3,11 @@
 import pytest
 import torch
 
-from minillm_repl.views import lens, path_patching, why
+from minillm_repl.views import circuits, lens, path_patching, why
 from minillm_repl.views.ablate import ablation_hook as silencing
 from minillm_repl.views.attention import weights
+from minillm_repl.views.composition import composition
+from minillm_repl.views.head_probe import make_probe, measure
 from minillm_repl.views.patch import compute as patch_view
 from tests.test_insight import agrees, both  # noqa: F401 - the fixture
 from tests.test_interventions import HEAD, LAYER, other  # noqa: F401 - the fixture
@@ -169,3 +171,30 @@ def test_a_path_is_the_direct_path_of_transformer_lens(pair, other):
     except (ValueError, NotImplementedError) as error:
         pytest.skip(str(error))  # such as norms after the parts, which it does not take apart
     assert view.senders[0].effect == pytest.approx(float(found[2, 3]), abs=1e-4)
+
+
+def test_the_atlas_of_heads_is_detect_head_and_the_circuits_of_transformer_lens(pair):
+    ours, theirs = pair
+    if ours.config.norm_placement != "pre":
+        pytest.skip("TransformerLens does not fold the norm after attention into W_O")
+    detect = pytest.importorskip("transformer_lens.head_detector").detect_head
+    probe = make_probe(ours, batches=3)
+    theirs.cfg.n_ctx += 1  # `detect_head` takes no text that fills the context
+    found = measure(ours, probe)
+    names = "induction_head", "previous_token_head", "duplicate_token_head"
+    for at, name in enumerate(names):
+        scores = []
+        for ids in probe.sequences:
+            theirs.to_tokens = lambda _text, ids=ids: torch.tensor([ids])
+            scores.append(detect(theirs, "", name))
+        torch.testing.assert_close(found[..., at].float(), torch.stack(scores).mean(0), **CLOSE)
+    theirs.enable_compatibility_mode()
+    for kind, scores in zip("QKV", composition(ours.model), strict=True):
+        expected = theirs.all_composition_scores(kind).scores
+        torch.testing.assert_close(scores, expected, **CLOSE)
+    eigenvalues = (theirs.W_E @ theirs.OV @ theirs.W_U).eigenvalues
+    expected = eigenvalues.real.sum(-1) / eigenvalues.abs().sum(-1)
+    product = circuits.unembedded_embedding(ours.model)
+    for layer in range(ours.config.n_layers):
+        copying = circuits.copying_scores(circuits.ov_eigenvalues(ours.model, layer, product))
+        torch.testing.assert_close(copying.float(), expected[layer], **CLOSE)

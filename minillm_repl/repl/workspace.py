@@ -105,6 +105,7 @@ class Workspace:
     watch_prompt: str = ""  # a prompt that is watched during training
     watch_view: Any = None  # the `WatchView` of what was measured
     watched: tuple[str, ...] = ()  # the probes that are measured during training: `heads`
+    directions: dict[str, Any] = field(default_factory=dict)  # by name: a `Direction` each
     _warned_wish: object = None  # the wish that was last answered by "unsaved trained weights"
 
     @property

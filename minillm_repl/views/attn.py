@@ -90,7 +90,7 @@ class FocusView(View, Truncation):
         )
 
     def _table(self, heads: tuple[HeadFocus, ...], width: int) -> Table:
-        headings = _("head"), _("adds"), _("attends to"), _("pattern")
+        headings = _("head"), _("adds"), _("attends to"), _("pattern on this text")
         n_patterns = 1 if width < WIDE else 2
         scores = [pattern_scores(_followed(head.patterns)[:n_patterns]) or "–" for head in heads]
         keys = [self._keys(head) for head in heads]
@@ -227,9 +227,9 @@ def attn(shell: "Shell", asked: Arguments) -> None:
         same token: an earlier token that is the same
         induction on this text: the token after such an earlier token
 
-    The last two need three such positions. A text that happens to repeat itself is weak evidence of
-    induction; the usual test is a sequence of random tokens, given twice. Layers and heads count
-    from 0.
+    The last two need three such positions. All are of this text alone: a text that happens to
+    repeat itself is weak evidence of induction. `:heads` tests all heads on random tokens, given
+    twice. Layers and heads count from 0.
     """
     inspected, token = inspect_place(shell, asked.text, asked.place)
     show(shell, compute(inspected, asked.layer, asked.head, token), asked.output)

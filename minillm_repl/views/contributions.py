@@ -66,12 +66,55 @@ def _through_end_of_attention(
     """
     import torch
 
+    factor = _end_of_attention(model, layer, torch.stack(list(heads.values())).sum(0))
+    return {name: vector * factor for name, vector in heads.items()}
+
+
+def _end_of_attention(model: "LanguageModel", layer: int, total: "Tensor") -> "Tensor":
+    """Return what attention's output `total` (d_model,) is multiplied by on its way to the stream.
+
+    The result is (d_model,), or one number.
+    """
+    import torch
+
     factor = torch.tensor(model.config.residual_multiplier, dtype=torch.float64)
     if model.config.norm_placement != "pre":
         norm = cast("RMSNorm", model.get_submodule(f"blocks.{layer}.post_norm1"))
-        total = torch.stack(list(heads.values())).sum(0)  # (d_model,)
         factor = factor * norm.scale().double() / (total.square().mean() + norm.eps).sqrt()
-    return {name: vector * factor for name, vector in heads.items()}
+    return factor
+
+
+def read_from_positions(
+    inspected: InspectedText, cache: "dict[str, Tensor]", direction: "Tensor"
+) -> "Tensor":
+    """Return what the last position reads of each position with all its heads, along `direction`
+    (d_model,): (time,), in float64.
+
+    `cache` has q, k and v (head, time, head_dim) and z (time, head, head_dim) of each layer. A head
+    moves each value times its attention weight, through its columns of W_O.
+    """
+    import torch
+
+    from minillm_repl.model.attention import attention_weights
+
+    model, config = inspected.model, inspected.config
+    total = torch.zeros(len(inspected.ids), dtype=torch.float64, device=direction.device)
+    for layer in config.attention_layers:
+        name = f"blocks.{layer}.attention."
+        window = config.sliding_windows[layer] if config.sliding_windows else 0
+        q, k = (cache[name + each].float()[None] for each in ("q", "k"))
+        weight = attention_weights(q, k, config, window)[0, :, -1].double()  # (head, time)
+        value = cache[name + "v"].double()
+        value = value.repeat_interleave(len(weight) // len(value), 0)  # (head, time, head_dim)
+        projection = cast("torch.nn.Linear", model.get_submodule(name + "proj"))
+        columns = projection.weight[:].double()  # (d_model, head · head_dim)
+        written = columns @ cache[name + "z"][-1].double().flatten()
+        if isinstance(projection.bias, torch.Tensor):
+            written = written + projection.bias.double()
+        towards = (direction * _end_of_attention(model, layer, written)) @ columns
+        towards = towards.view(len(weight), -1)  # (head, head_dim)
+        total += torch.einsum("ht,htd,hd->t", weight, value, towards)
+    return total
 
 
 def logit_direction(model: "LanguageModel", stream: "Tensor", token: int) -> "tuple[Tensor, float]":

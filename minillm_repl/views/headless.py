@@ -222,7 +222,8 @@ def steering(shell: Shell, towards: str, away: str, layer: int, strength: float)
 
     Raises UserError.
     """
-    from minillm_repl.views.steer import direction, make_sides, steering_hook
+    from minillm_repl.views.steer import direction, make_sides
+    from minillm_repl.views.steering import steering_hook
 
     if not towards or not away:
         raise UserError(_("steer needs two texts"))

@@ -1,6 +1,5 @@
 """`:steer`: a direction in the residual stream from one text to another (Turner et al., 2023)."""
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,18 +20,22 @@ from minillm_repl.views.base import (
     show,
     unseen_note,
 )
+from minillm_repl.views.direction import steer_along
 from minillm_repl.views.effect import Averaged, EffectView
 from minillm_repl.views.inspected_text import InspectedText, check_layer
 from minillm_repl.views.prompts import CHAT, chat_ids, lead_ids
+from minillm_repl.views.steering import (
+    NamedStrength,
+    parse_named,
+    random_steering_hooks,
+    residual_norm,
+    steering_hook,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from minillm_repl.repl.shell import Shell
-
-RANDOM_DIRECTIONS = 32  # that a direction is compared with
-_MAX_ACTIVATION = 2**21  # numbers of one activation in a pass
-_MAX_BATCH = RANDOM_DIRECTIONS // 4  # directions in a pass; more would show no progress
 
 
 @dataclass(frozen=True)
@@ -107,49 +110,6 @@ def direction(towards: Side, away: Side, layer: int) -> "Tensor":
     return normalize(difference, dim=0)
 
 
-def steering_hook(vector: "Tensor", layer: int, strength: float) -> Hook:
-    """Return a hook that adds `strength` × a unit vector to the residual stream after a layer.
-
-    It acts at every position. With several vectors (n, 1, d_model), the pass goes on as a batch of
-    n. Strength 0 changes no bit.
-    """
-    place = f"blocks.{layer}.residual"
-
-    def hook(name: str, tensor: "Tensor") -> "Tensor":
-        return tensor + strength * vector.to(tensor) if name == place and strength else tensor
-
-    return hook
-
-
-def random_steering_hooks(
-    inspected: InspectedText,
-    layer: int,
-    strength: float,
-    progress: Callable[[float], None] = lambda _share: None,
-) -> Iterator[Hook]:
-    """Yield hooks that steer in `RANDOM_DIRECTIONS` random directions, a batch of them each.
-
-    `progress` is called with the share that is done, 0 to 1.
-    """
-    import torch
-
-    generator = torch.Generator().manual_seed(0)  # always the same ones
-    d_model = inspected.config.d_model
-    vectors = torch.randn(RANDOM_DIRECTIONS, 1, d_model, generator=generator)
-    unit = torch.nn.functional.normalize(vectors, dim=-1)
-    size = max(1, min(_MAX_BATCH, _MAX_ACTIVATION // (len(inspected.ids) * d_model)))
-    for start in range(0, RANDOM_DIRECTIONS, size):
-        progress(start / RANDOM_DIRECTIONS)
-        yield steering_hook(unit[start : start + size], layer, strength)
-
-
-def residual_norm(inspected: InspectedText, layer: int) -> float:
-    """Return the L2 norm of the residual stream after a layer, at the last position."""
-    name = f"blocks.{layer}.residual"
-    residual = inspected.run_with_cache(name, last_only=True)[1][name]  # (time, d_model)
-    return float(residual[-1].norm())
-
-
 @command(
     "steer",
     arguments=Forms(
@@ -159,6 +119,7 @@ def residual_norm(inspected: InspectedText, layer: int) -> float:
             Option("strength", number(-1e6, 1e6), 4.0),
             Option("layer", integer(-1), -1, "L"),  # -1 is the middle one
         ),
+        (NamedStrength(),),
         ("off",),
         (),
     ),
@@ -194,10 +155,18 @@ def steer(shell: "Shell", asked: Arguments) -> None:
     continue the text, and steer the other way (`strength=-4`).
 
     With `chat`, both texts are messages in the model's template, and the end of it counts too.
+
+    :steer NAME=0.2 steers by a direction of `:direction`: 0.2 of the norm of the residual stream
+    after its best layer. :steer NAME=0.2 5 does so after layer 5.
+
     The default layer is the middle one; layers count from 0.
     :steer off ends the steering. The model that is saved or trained does not change.
     """
     towards, away = asked.texts
+    # A name that is no Latin word looks like a text.
+    if named := asked.direction or (None if away else parse_named(towards)):
+        steer_along(shell, named, asked.output)
+        return
     if asked.keyword == "off" or not towards:
         _show_or_remove(shell, remove=asked.keyword == "off")
         return

@@ -14,6 +14,9 @@ from minillm_repl.render.drawing import (
     component_name,
     fit_to_width,
     format_logit,
+    label_width,
+    largest_first,
+    numbered_label,
     signed_axis,
     signed_bar,
     title,
@@ -26,7 +29,7 @@ from minillm_repl.repl.registry import command
 from minillm_repl.tokenizer import Token
 from minillm_repl.tokenizer.truncation import Truncation
 from minillm_repl.views.base import TOKENS, View, inspect_tokens, show
-from minillm_repl.views.contributions import logit_direction, written
+from minillm_repl.views.contributions import logit_direction, read_from_positions, written
 from minillm_repl.views.inspected_text import InspectedText, no_grad, rank, topk_ids
 
 if TYPE_CHECKING:
@@ -57,7 +60,8 @@ class WhyView(View, Truncation):
     prob: float  # of the token
     rank: int
     parts: tuple[Part, ...]  # in the order in which the model works
-    by: str = "size"  # how the picture lists them: by `size`, or by `layer`
+    positions: tuple[float, ...]  # of these, what the heads read from each token
+    by: str = "size"  # how the picture lists them: by `size`, by `layer`, or by `position`
     logit_softcap: float = 0.0  # the cap c of a model whose logit is c · tanh(logit / c); 0: none
 
     def draw(self, width: int) -> RenderableType:
@@ -67,7 +71,8 @@ class WhyView(View, Truncation):
             token=self.tokens[-1].label,
             position=self.position_of(len(self.tokens) - 1),
         )
-        picture = self._draw_layers(width) if self.by == "layer" else self._draw_strongest(width)
+        draw = {"layer": self._draw_layers, "position": self._draw_positions}
+        picture = draw.get(self.by, self._draw_strongest)(width)
         if self.logit_softcap:
             about += " · " + _(
                 "the logit before the final softcap: the model's own is {cap:g} · tanh(logit / "
@@ -128,6 +133,28 @@ class WhyView(View, Truncation):
         total = Text(_("total") + f" {self._total:+.3f}", TITLE)
         return [table, Text(outside, FIGURES), total]
 
+    def _draw_positions(self, width: int) -> list[RenderableType]:
+        """Return the tokens that the heads read most from, the largest |value| first."""
+        order = largest_first(self.positions)[:_ROWS]
+        max_abs = max(abs(value) for value in self.positions)
+        names, last = label_width(self.tokens), self.position_of(len(self.tokens) - 1)
+        bars = min(60, max(16, width - names - 22))
+        lines = []
+        for index in order:
+            line = numbered_label(self.tokens[index], self.position_of(index), last, names)
+            line.append_text(signed_bar(self.positions[index], max_abs, bars))
+            lines.append(line.append(f" {self.positions[index]:+.3f}"))
+        read = sum(self.positions)
+        note = _(
+            "read through attention, by all heads: {read:+.3f} from {n} tokens, each value times "
+            "its weight, through W_O · the rest (embedding, MLPs, biases here): {rest:+.3f}",
+            read=read,
+            n=len(self.positions),
+            rest=self._total - read,
+        )
+        total = Text(_("total") + f" {self._total:+.3f}", TITLE)
+        return [Text("\n", no_wrap=True).join(lines), Text(note, FIGURES), total]
+
     @property
     def _total(self) -> float:
         return sum(part.value for part in self.parts)
@@ -185,10 +212,11 @@ def compute(
     the parts sum to the logit. They are computed in float64. Where the model caps its logits, this
     is the logit before the cap.
     """
-    logits, cache = inspected.run_with_cache(
-        "embedding", "attention.z", "attention.out", "mlp.out", "residual", last_only=True
+    heads = "attention.q", "attention.k", "attention.v", "attention.z"
+    logits, full = inspected.run_with_cache(
+        "embedding", *heads, "attention.out", "mlp.out", "residual", last_only=True
     )
-    cache = {name: tensor[-1].double() for name, tensor in cache.items()}  # of the last position
+    cache = {name: tensor[-1].double() for name, tensor in full.items()}  # of the last position
     final = logits[0].double()  # (vocab,)
     token = topk_ids(final, 1)[0] if token is None else token
     last_residual = cache[f"blocks.{inspected.config.n_layers - 1}.residual"]  # (d_model,)
@@ -212,6 +240,7 @@ def compute(
         prob=float(final.softmax(-1)[token]),
         rank=rank(final, token),
         parts=(*parts, Part("bias", constant)),
+        positions=tuple(read_from_positions(inspected, full, direction).tolist()),
         by=by,
         logit_softcap=softcap,
         **inspected.window_fields,
@@ -223,7 +252,7 @@ def compute(
     arguments=(
         TOKENS,
         PlaceArgument(),
-        ChoiceOption("by", "size", "layer"),
+        ChoiceOption("by", "size", "layer", "position"),
         TextArgument(quoted=True),
     ),
     json=True,
@@ -240,7 +269,9 @@ def why(shell: "Shell", asked: Arguments) -> None:
     after attention or MLP. Indirect effects, through later components, are not in the bar. Where a
     model caps its logits, the bars sum to the logit before the cap.
 
-    by=layer shows one row per layer instead: the sum of its heads, and its MLP.
+    by=layer shows one row per layer instead: the sum of its heads, and its MLP. by=position shows
+    what the heads of all layers read from each token of the text: its value, times the attention
+    weight, through W_O. What is not read through attention is named below.
 
     Without TOKEN, the target is the most likely token. With `vs`, it is the difference of two
     logits: why this token and not the other. Without a text and a place, a token that was predicted

@@ -94,6 +94,26 @@ def save_gguf(
     write_atomically(path, header, *parts, interrupted=interrupted)
 
 
+def save_control_vector(path: Path, vectors: Mapping[int, Array], model_type: str) -> None:
+    """Write a control vector of llama.cpp: for each layer, what `--control-vector` adds after it.
+
+    `vectors` are (d_model,) by layer, in float32. Layer 0 is left out: llama.cpp has none.
+    """
+    arrays = {f"direction.{layer}": each for layer, each in vectors.items() if layer}
+    metadata = {
+        ARCHITECTURE: "controlvector",
+        "controlvector.model_hint": model_type,
+        "controlvector.layer_count": len(arrays),
+    }
+    blocks = {
+        name: ("F32", memoryview(np.ascontiguousarray(each, np.float32).tobytes()))
+        for name, each in arrays.items()
+    }
+    header = _header(metadata, {name: each.shape for name, each in arrays.items()}, blocks)
+    parts = [part for _dtype, data in blocks.values() for part in (data, _padding(data))]
+    write_atomically(path, header, *parts)
+
+
 def _in_float32(value: Any) -> Any:
     """Return a value of a config with every number rounded as a file has it."""
     match value:

@@ -21,7 +21,7 @@ _BANDS = (
     (0.0, "bold red", "reverse underline"),
 )
 _WIDE = 60  # columns from which a line has the wide columns
-_NEXT_TOKEN, _GAP = 6, 2  # cells of a token among the next ones; between two columns
+_GAP = 2  # cells between two columns
 LINE_CANDIDATES = 4  # the next three, and the sampled one among them
 
 
@@ -112,14 +112,14 @@ def step_line(step: Step, width: int) -> Text:
     for value, size in zip(figures, sizes, strict=True):
         line.append(" " * _GAP + f"{value:>{size}}")
     others = [each for each in step.top if not each.chosen][: LINE_CANDIDATES - 1]
-    for each in others[: max(0, _room(width) + _GAP) // (_next_width() + _GAP)]:
-        line.append(" " * _GAP + _next(each), FIGURES)
+    for each in others[: max(0, _room(width) + _GAP) // (_next_token(width) + 7 + _GAP)]:
+        line.append(" " * _GAP + _next(each, _next_token(width)), FIGURES)
     return line
 
 
 def _columns(width: int) -> tuple[int, int, int, int]:
     """Return the cells of token, probability, rank and entropy."""
-    return (10, 6, 6, 5) if width >= _WIDE else (8, 6, 5, 5)
+    return (10, 6, 6, 5) if width >= _WIDE else (6, 6, 5, 5)
 
 
 def _room(width: int) -> int:
@@ -127,11 +127,12 @@ def _room(width: int) -> int:
     return width - sum(_columns(width)) - 4 * _GAP
 
 
-def _next_width() -> int:
-    return _NEXT_TOKEN + 1 + 6  # a percentage has six cells at most
+def _next_token(width: int) -> int:
+    """Return the cells of a token among the next ones; a space and a percentage follow it."""
+    return 6 if width >= _WIDE else 3
 
 
-def _next(candidate: Candidate) -> str:
+def _next(candidate: Candidate, cells: int) -> str:
     prob = candidate.prob if candidate.model_prob is None else candidate.model_prob
     percentage = known_percent(prob)
-    return f"{fit_to_width(visible_token(candidate), _NEXT_TOKEN)} {percentage:>6}"
+    return f"{fit_to_width(visible_token(candidate), cells)} {percentage:>6}"

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _MAX_TOKENS = 40  # that are offered: nobody reads a longer menu
 _SHORTEST_FUZZY = 2  # letters: one is in too many names
+_LONGEST_FUZZY = 40  # letters: a long path has any letters in any order
 
 Offer = tuple[str, str]
 """What is offered, and what it is."""
@@ -47,6 +48,8 @@ def _distance(typed: str, word: str) -> tuple[int, int] | None:
         return None
     if typed in word:
         return 1, word.index(typed)
+    if len(word) > _LONGEST_FUZZY:
+        return None
     place = start = word.find(typed[0])
     for letter in typed[1:]:
         place = word.find(letter, place + 1) if place >= 0 else -1

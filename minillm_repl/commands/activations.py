@@ -103,7 +103,7 @@ def save_activations(shell: "Shell", asked: Arguments) -> None:
     metadata = {
         "format": "minillm-activations",
         "model": model.name,
-        "text": decode(inspected.tokenizer, inspected.ids),
+        "text": decode(inspected.tokenizer, list(inspected.ids)),
         "token_ids": json.dumps(inspected.all_ids),
         "positions": json.dumps(positions),
     }

@@ -29,7 +29,7 @@ from minillm_repl.views.features_train import (
 from minillm_repl.views.inspected_text import InspectedText, check_layer
 from minillm_repl.views.lens_fit import text_windows
 from minillm_repl.views.lens_maps import digest
-from minillm_repl.views.steer import steering_hook
+from minillm_repl.views.steering import steering_hook
 
 if TYPE_CHECKING:
     from torch import Tensor

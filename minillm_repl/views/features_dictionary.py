@@ -124,7 +124,9 @@ def files_of(dictionary: Dictionary, model: str) -> dict[str, Any]:
     if dictionary.figures:
         ours["figures"] = vars(dictionary.figures)
     layer = dictionary.layer
-    metadata = {"model_name": model, "hook_name": f"blocks.{layer}.hook_resid_post",
+    # Without a version SAELens takes the file for one of before 6.0, and drops the rest of this.
+    metadata = {"sae_lens_version": "6.0.0", "model_name": model,
+                "hook_name": f"blocks.{layer}.hook_resid_post",
                 **dictionary.metadata, _OURS: ours}  # fmt: skip
     jump = dictionary.threshold is not None
     config: dict[str, Any] = {

@@ -410,7 +410,7 @@ def test_what_a_direction_does_is_beside_what_32_random_ones_of_its_norm_do_to_t
     at_once,
 ):
     ours, theirs, _ = both
-    monkeypatch.setattr("minillm_repl.views.steer._MAX_ACTIVATION", at_once)
+    monkeypatch.setattr("minillm_repl.views.steering._MAX_ACTIVATION", at_once)
     shares = []
     taps = list(random_steering(ours, LAYER, 3, shares.append))
     assert shares == [each / len(taps) for each in range(len(taps))]

@@ -67,6 +67,7 @@ class CircuitView(View):
             title(_("circuit"), head),
             Text(prompts, FIGURES, no_wrap=True, overflow="ellipsis"),
             self._figures(),
+            Text(),
             Text(_("100%: the {a} − {b} logit difference on A, 0%: on B", **answers), FIGURES),
         ]
         if not self.likeliest:

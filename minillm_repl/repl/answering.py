@@ -11,6 +11,7 @@ from minillm_repl.language import _
 from minillm_repl.render.console import MODEL
 from minillm_repl.repl.model_loading import LoadedModel
 from minillm_repl.repl.settings import samplers_heading
+from minillm_repl.repl.signals import InterruptCounter
 from minillm_repl.safetext import safe
 from minillm_repl.tokenizer import decode
 
@@ -74,7 +75,9 @@ def respond(
         finally:
             screen.out.print()  # whatever happened, the next thing has a line of its own
     thoughts = _keep_thoughts(shell, splitter) if splitter else ""
-    by_escape, seed = shell.interrupted.is_escape, session.conversation.seed
+    # What is asked may be any function of whoever runs the shell.
+    by_escape = isinstance(shell.interrupted, InterruptCounter) and shell.interrupted.is_escape
+    seed = session.conversation.seed
     screen.note(generation_summary(finished, seed, by_escape=by_escape, thoughts=thoughts))
     if finished.format_complete is False:
         screen.warn(_("the answer ended before its format was complete: it is cut"))

@@ -174,7 +174,7 @@ def _note_weights(ours: Mapping[str, "Tensor"], config: Any) -> Any:
             renamed = name.replace("mlp.up", "ff.net.0").replace("mlp.down", "ff.net.2")
             yield renamed.replace("norm_f", "ln_f"), tensor.float()
             continue
-        parts = tensor.float().unflatten(0, (3, config.n_heads, config.head_dim))
+        parts = tensor.float().reshape(3, config.n_heads, config.head_dim, -1)
         for head in range(config.n_heads):
             for part, factor, weights in zip(
                 ("query", "key", "value"), (scale, 1, 1), parts, strict=True

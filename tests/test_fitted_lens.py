@@ -10,7 +10,6 @@ import torch
 from minillm_repl.errors import UserError
 from minillm_repl.model.build import build
 from minillm_repl.render.export import plain_text
-from minillm_repl.storage.paths import lens_path
 from minillm_repl.views import lens_fit, lens_maps
 from minillm_repl.views.headless import run_view
 from minillm_repl.views.inspected_text import InspectedText
@@ -153,7 +152,7 @@ def test_a_lens_is_fitted_on_samples_kept_and_beats_its_control(shell, kind):
 def test_a_lens_of_other_weights_or_a_broken_file_is_refused(shell, tmp_path):
     run_view(shell, "lens", "fit j texts=2 tokens=16")
     model = shell.require_model()
-    path = lens_path(lens_maps.digest(model), "j")
+    path = lens_maps.lens_path(lens_maps.digest(model), "j")
     data = path.read_bytes()
     for broken in (data[:-4], data.replace(b'\\"steps\\":', b'\\"stepz\\":'), b"{}"):
         path.write_bytes(broken)

@@ -14,7 +14,7 @@ from minillm_repl.commands.runs import expand_sweep
 from minillm_repl.errors import UserError
 from minillm_repl.render.plot import Losses, overlay_plot, recent
 from minillm_repl.training import run_folder
-from minillm_repl.training.log import check_log
+from minillm_repl.training.prepare import check_log
 from tests.conftest import MODELS
 from tests.test_training_runs import environment
 
@@ -165,6 +165,6 @@ def test_losses_go_to_tensorboard_and_trackio_as_to_the_table(tmp_path):
 
 
 def test_a_log_whose_package_is_missing_is_refused_before_anything_is_read(monkeypatch):
-    monkeypatch.setattr("minillm_repl.training.log.find_spec", lambda name: None)
+    monkeypatch.setattr("minillm_repl.training.prepare.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"minillm-repl\[log\]"):
         check_log("trackio")

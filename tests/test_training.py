@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from minillm_repl.checkpoint.load_save import load
 from minillm_repl.checkpoint.native import save_native as save
 from minillm_repl.checkpoint.record import TrainingRecord
-from minillm_repl.commands.training_screen import describe_failure, describe_method
+from minillm_repl.commands.trained import describe_failure, describe_method
 from minillm_repl.errors import UserError
 from minillm_repl.model.build import build
 from minillm_repl.model.config import GPTConfig

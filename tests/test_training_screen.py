@@ -22,8 +22,8 @@ from minillm_repl.checkpoint.record import TrainingRecord
 from minillm_repl.environment import process_environment
 from minillm_repl.render.console import make_screen
 from minillm_repl.render.json_lines import print_training_json
-from minillm_repl.render.plot import Curve, Throughput, loss_plot, smooth
-from minillm_repl.render.training import TrainingView
+from minillm_repl.render.plot import Throughput, loss_plot, smooth
+from minillm_repl.render.training import Curve, TrainingView
 from minillm_repl.render.training_summary import perplexity, summary
 from minillm_repl.repl.registry import discover
 from minillm_repl.training import Evaluated, NotSaved, Saved, TrainingFinished, TrainStep

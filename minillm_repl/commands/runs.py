@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from minillm_repl.commands import models
-from minillm_repl.commands.training_screen import describe_failure
+from minillm_repl.commands.trained import describe_failure
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.render.console import GOOD, TITLE

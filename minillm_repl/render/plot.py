@@ -13,7 +13,6 @@ from minillm_repl.language import _
 from minillm_repl.render.console import FIGURES, GOOD, MODEL, TITLE, WARNING
 from minillm_repl.training import TrainStep
 
-_MIN_CURVE_POINTS = 200  # points; a curve keeps at least these, and at most twice as many
 # The speed is that of the last 10 seconds, and of the last 8 steps if they took longer.
 _DECAY_SECONDS, _DECAY_STEPS = 10.0, 8
 
@@ -212,7 +211,7 @@ def _ticks(low: float, high: float, most: int, least: float = 0.0) -> tuple[list
     return ticks, [f"{tick:,.{digits}f}" if high < 1e8 else f"{tick:.3g}" for tick in ticks]
 
 
-# -- how fast a run goes, and a curve with a bounded number of points
+# -- how fast a run goes
 
 
 class Throughput:
@@ -281,25 +280,3 @@ class Throughput:
             self._eval_count += 1
         else:
             self._saving_seconds += seconds
-
-
-class Curve:
-    """The points of a curve; when they are too many, two become their mean."""
-
-    def __init__(self) -> None:
-        self.points: list[tuple[int, float]] = []
-        self._bin_size = 1
-        self._pending: list[float] = []
-
-    def add(self, step: int, loss: float) -> None:
-        """Take one more."""
-        self._pending.append(loss)
-        if len(self._pending) < self._bin_size:
-            return
-        self.points.append((step, fmean(self._pending)))
-        self._pending.clear()
-        # Pairs become their means, and each later point is a mean of twice as many losses.
-        if len(self.points) == 2 * _MIN_CURVE_POINTS:
-            pairs = zip(self.points[::2], self.points[1::2], strict=True)
-            self.points = [(step, fmean((before, loss))) for (_step, before), (step, loss) in pairs]
-            self._bin_size *= 2

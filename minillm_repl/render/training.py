@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from datetime import timedelta
 from math import inf
+from statistics import fmean
 from time import monotonic
 from types import TracebackType
 
@@ -17,7 +18,7 @@ from rich.text import Text
 from minillm_repl.language import _
 from minillm_repl.render.console import FIGURES, GOOD, MODEL, WARNING, Screen
 from minillm_repl.render.drawing import bar
-from minillm_repl.render.plot import Curve, Throughput, loss_plot, recent
+from minillm_repl.render.plot import Throughput, loss_plot, recent
 from minillm_repl.render.training_summary import perplexity
 from minillm_repl.safetext import safe_line
 from minillm_repl.training import (
@@ -30,6 +31,7 @@ from minillm_repl.training import (
     TrainStep,
 )
 
+_MIN_CURVE_POINTS = 200  # points; a curve keeps at least these, and at most twice as many
 _FRAME = 0.5  # seconds from one drawing to the next, which takes 5 ms
 _PLOT_ROWS = 10
 _MIN_PLOT_COLUMNS, _MIN_PLOT_ROWS = 50, 16  # on a terminal with less there is no curve
@@ -261,3 +263,25 @@ def _join_fitting(parts: Sequence[str], separator: str, width: int) -> str:
 
 def _format_duration(seconds: float) -> str:
     return str(timedelta(seconds=round(min(seconds, _MAX_SECONDS))))
+
+
+class Curve:
+    """The points of a curve; when they are too many, two become their mean."""
+
+    def __init__(self) -> None:
+        self.points: list[tuple[int, float]] = []
+        self._bin_size = 1
+        self._pending: list[float] = []
+
+    def add(self, step: int, loss: float) -> None:
+        """Take one more."""
+        self._pending.append(loss)
+        if len(self._pending) < self._bin_size:
+            return
+        self.points.append((step, fmean(self._pending)))
+        self._pending.clear()
+        # Pairs become their means, and each later point is a mean of twice as many losses.
+        if len(self.points) == 2 * _MIN_CURVE_POINTS:
+            pairs = zip(self.points[::2], self.points[1::2], strict=True)
+            self.points = [(step, fmean((before, loss))) for (_step, before), (step, loss) in pairs]
+            self._bin_size *= 2

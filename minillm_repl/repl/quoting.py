@@ -13,9 +13,9 @@ from minillm_repl.safetext import safe_line
 _QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’"}  # phones and word processors type the last two
 _METAVARS = (  # words of a usage line that stand for what is typed; single letters stay
     N_("COMMAND"), N_("CORPUS"), N_("FILE"), N_("FOLDER"), N_("HEAD"), N_("HOW"),
-    N_("KIND"), N_("LANG"), N_("LAYER"), N_("LESSON"), N_("NAME"), N_("NEURON"), N_("PART"),
-    N_("PATH"), N_("PLACE"), N_("PROMPT"), N_("TEXT"), N_("TOKEN"), N_("VALUE"), N_("VARIANT"),
-    N_("WHEN"), N_("WHERE"), N_("SHELL"), N_("TOPIC"),
+    N_("KIND"), N_("LANG"), N_("LAYER"), N_("LESSON"), N_("NAME"), N_("NAMES"), N_("NEURON"),
+    N_("PART"), N_("PATH"), N_("PLACE"), N_("PROMPT"), N_("TEXT"), N_("TOKEN"), N_("VALUE"),
+    N_("VARIANT"), N_("WHEN"), N_("WHERE"), N_("SHELL"), N_("TOPIC"),
 )  # fmt: skip
 _METAVAR = re.compile(rf"\b(?:{'|'.join(_METAVARS)})\b")
 _QUOTED = "\x01"  # stands for each character inside quotes while options are looked for

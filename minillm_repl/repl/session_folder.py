@@ -148,7 +148,8 @@ def describe_model(model: "LoadedModel") -> Model:
     if path is None:
         return Model(name=model.name)
     size, digest = digest_of(path)
-    return Model(name=model.name, path=os.path.abspath(path), size=size, sha256=digest)  # noqa: PTH100
+    absolute = os.path.abspath(path)  # noqa: PTH100 - a link stays the name that the user knows
+    return Model(name=model.name, path=absolute, size=size, sha256=digest)
 
 
 def digest_of(path: Path) -> tuple[int, str]:

@@ -266,19 +266,9 @@ def rescue_path(path: Path) -> Path:
     return user_state_path("minillm-repl") / "rescued" / name
 
 
-def token_cache_folder() -> Path:
-    """Return the folder of the tokens of large corpora."""
-    return user_cache_path("minillm-repl") / "tokens"
-
-
-def lens_path(sha256: str, kind: str) -> Path:
-    """Return where a lens lies that was fitted on the model with these weights."""
-    return user_cache_path("minillm-repl") / "lenses" / f"{sha256}.{kind}{SUFFIX}"
-
-
-def features_folder(sha256: str) -> Path:
-    """Return the folder of the features of the model with these weights, one in it a layer."""
-    return user_cache_path("minillm-repl") / "features" / sha256
+def cache_folder(kind: str) -> Path:
+    """Return the folder of what can be made again: `tokens`, `lenses` or `features`."""
+    return user_cache_path("minillm-repl") / kind
 
 
 @cache

@@ -5,11 +5,10 @@ import io
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import redirect_stdout, suppress
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol
 
-from minillm_repl.errors import UserError, os_error_text
+from minillm_repl.errors import os_error_text
 from minillm_repl.language import _
 from minillm_repl.safetext import safe_line
 from minillm_repl.training import Evaluated, TrainEvent, TrainStep
@@ -80,17 +79,6 @@ class TrackioWriter:
     def close(self) -> None:  # noqa: D102
         with _silence():
             self._trackio.finish()
-
-
-def check_log(kind: str) -> None:
-    """Raise UserError if the package that a kind of log needs is not installed."""
-    if kind not in {"off", "csv"} and find_spec(kind) is None:
-        raise UserError(
-            _(
-                "log={name} needs the package {name}: `pip install 'minillm-repl[log]'`",
-                name=kind,
-            )
-        )
 
 
 def logged(

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -26,7 +27,6 @@ from minillm_repl.training.defaults import (
     resolve_memory,
     resolve_steps,
 )
-from minillm_repl.training.log import check_log
 from minillm_repl.training.machine import Distributed, check_compiles, tune
 from minillm_repl.training.plan import TrainPlan
 from minillm_repl.training.run import RunContext, TrainingRun
@@ -181,6 +181,17 @@ def find_corpus(requested: str, checkpoint: Checkpoint | None) -> str:
 
 
 # -- split, build
+
+
+def check_log(kind: str) -> None:
+    """Raise UserError if the package that a kind of log needs is not installed."""
+    if kind not in {"off", "csv"} and find_spec(kind) is None:
+        raise UserError(
+            _(
+                "log={name} needs the package {name}: `pip install 'minillm-repl[log]'`",
+                name=kind,
+            )
+        )
 
 
 def _without_weights(start: Checkpoint | None, config: AnyConfig, text: Texts) -> Checkpoint:

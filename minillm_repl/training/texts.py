@@ -12,7 +12,7 @@ from minillm_repl.checkpoint import ChatTemplate, Checkpoint
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.safetext import safe_line
-from minillm_repl.storage.paths import token_cache_folder
+from minillm_repl.storage.paths import cache_folder
 from minillm_repl.tokenizer import CharacterTokenizer, Tokenizer
 from minillm_repl.training.corpus import Corpus, OpenCorpora
 from minillm_repl.training.documents import split_chunks
@@ -104,7 +104,7 @@ def _tokenise_one(
         text.tokenizer,
         separator=text.eos_token_ids[0] if text.eos_token_ids else None,
         template=text.chat_template if corpus.is_conversational else None,
-        cache=token_cache_folder(),
+        cache=cache_folder("tokens"),
         is_part=is_part,
         progress=context.progress,
         interrupted=context.interrupted,

@@ -2,7 +2,8 @@
 
 from typing import TYPE_CHECKING, cast
 
-from minillm_repl.views.inspected_text import InspectedText, differs
+from minillm_repl.tokenizer import Token, Tokenizer
+from minillm_repl.views.inspected_text import InspectedText, differs, no_grad, topk_ids
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -138,3 +139,23 @@ def logit_direction(model: "LanguageModel", stream: "Tensor", token: int) -> "tu
     bias = getattr(head, "bias", None)
     constant += 0.0 if bias is None else float(bias[token])
     return direction / model.config.logits_scaling, constant / model.config.logits_scaling
+
+
+@no_grad
+def promoted_tokens(
+    model: "LanguageModel", tokenizer: Tokenizer, directions: "Tensor", count: int
+) -> list[tuple[tuple[Token, ...], tuple[Token, ...]]]:
+    """Return the tokens whose logits each direction (n, d_model) raises most, and
+    lowers most, `count` of each.
+
+    The scale of the final norm does not change the order.
+    """
+    import torch
+
+    logits = model.unembed(directions) - model.unembed(torch.zeros_like(directions[:1]))
+    logits = logits[:, : tokenizer.vocab_size]  # (n, vocab)
+
+    def top(row: "Tensor") -> tuple[Token, ...]:
+        return tuple(Token.from_id(tokenizer, token) for token in topk_ids(row, count))
+
+    return [(top(row), top(-row)) for row in logits]

@@ -20,12 +20,11 @@ from minillm_repl.tokenizer import Token, Tokenizer
 from minillm_repl.tokenizer.truncation import Truncation
 from minillm_repl.views import features_use as use
 from minillm_repl.views.base import View, inspect_text, show
+from minillm_repl.views.contributions import promoted_tokens
 from minillm_repl.views.features_dictionary import Dictionary, Figures
-from minillm_repl.views.inspected_text import InspectedText, no_grad, topk_ids
+from minillm_repl.views.inspected_text import InspectedText, no_grad
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from minillm_repl.model.build import LanguageModel
     from minillm_repl.repl.shell import Shell
 
@@ -148,25 +147,6 @@ def _labels(tokens: Sequence[Token]) -> Text:
 
 
 @no_grad
-def written(
-    model: "LanguageModel", tokenizer: Tokenizer, directions: "Tensor"
-) -> list[tuple[tuple[Token, ...], tuple[Token, ...]]]:
-    """Return the tokens whose logits each direction (n, d_model) raises most, and lowers most.
-
-    The scale of the final norm does not change the order.
-    """
-    import torch
-
-    logits = model.unembed(directions) - model.unembed(torch.zeros_like(directions[:1]))
-    logits = logits[:, : tokenizer.vocab_size]  # (n, vocab)
-
-    def top(row: "Tensor") -> tuple[Token, ...]:
-        return tuple(Token.from_id(tokenizer, token) for token in topk_ids(row, _WRITTEN))
-
-    return [(top(row), top(-row)) for row in logits]
-
-
-@no_grad
 def compute(inspected: InspectedText, dictionary: Dictionary) -> FeaturesView:
     """Return the features with the largest activations on a text, position 0 left out."""
     place = f"blocks.{dictionary.layer}.residual"
@@ -176,7 +156,9 @@ def compute(inspected: InspectedText, dictionary: Dictionary) -> FeaturesView:
     peaks = active.max(0)
     strongest = peaks.values.argsort(descending=True, stable=True)[:_ROWS].tolist()
     chosen = [feature for feature in strongest if float(peaks.values[feature]) > 0]
-    tokens = written(inspected.model, inspected.tokenizer, dictionary.decoder[chosen])
+    tokens = promoted_tokens(
+        inspected.model, inspected.tokenizer, dictionary.decoder[chosen], _WRITTEN
+    )
     density = dictionary.examples.density if dictionary.examples else None
     return FeaturesView(
         layer=dictionary.layer, features=dictionary.size, k=dictionary.k,
@@ -210,7 +192,7 @@ def compute_one(
     cosines = unit @ unit[feature]
     order = cosines.argsort(descending=True, stable=True).tolist()
     near = [each for each in order if each != feature][:_NEIGHBOURS]
-    tokens = written(model, tokenizer, dictionary.decoder[[feature, *near]])
+    tokens = promoted_tokens(model, tokenizer, dictionary.decoder[[feature, *near]], _WRITTEN)
     found, examples = dictionary.examples, list[Example]()
     for ids, marked, value in (
         zip(found.ids[feature], found.marked[feature], found.values[feature], strict=True)

@@ -16,7 +16,7 @@ from minillm_repl.render.drawing import title
 from minillm_repl.repl.arguments import Arguments
 from minillm_repl.repl.model_loading import Intervention, LoadedModel
 from minillm_repl.safetext import safe_line
-from minillm_repl.storage.paths import features_folder, user_path
+from minillm_repl.storage.paths import cache_folder, user_path
 from minillm_repl.views.base import View, import_torch
 from minillm_repl.views.features_dictionary import CONFIG, Dictionary, Figures, load, save
 from minillm_repl.views.features_train import (
@@ -83,7 +83,7 @@ def about(figures: Figures | None, features: int) -> Text:
 
 def folders(model: LoadedModel) -> list[Path]:
     """Return the folders of the model's features, the newest first."""
-    root = features_folder(digest(model))
+    root = cache_folder("features") / digest(model)
     found = [path.parent for path in root.glob(f"*/{CONFIG}")] if root.is_dir() else []
     return sorted(found, key=lambda folder: -(folder / CONFIG).stat().st_mtime_ns)
 
@@ -113,7 +113,7 @@ def on_device(dictionary: Dictionary, device: object) -> Dictionary:
 
 
 def _keep(model: LoadedModel, dictionary: Dictionary) -> None:
-    folder = features_folder(digest(model)) / f"layer-{dictionary.layer}"
+    folder = cache_folder("features") / digest(model) / f"layer-{dictionary.layer}"
     save(dictionary, folder, model.name, replace_files=True)
 
 

@@ -16,7 +16,7 @@ from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.safetext import safe_line
 from minillm_repl.storage.atomic import make_parent_folder, write_atomically
-from minillm_repl.storage.paths import exists, lens_path
+from minillm_repl.storage.paths import SUFFIX, cache_folder, exists
 from minillm_repl.views.inspected_text import InspectedText, no_grad, place_name
 
 if TYPE_CHECKING:
@@ -163,6 +163,11 @@ def digest(model: "LoadedModel") -> str:
     from minillm_repl.checkpoint.adapter import weights_sha256
 
     return weights_sha256(model.checkpoint.arrays())
+
+
+def lens_path(sha256: str, kind: str) -> Path:
+    """Return where a lens lies that was fitted on the model with these weights."""
+    return cache_folder("lenses") / f"{sha256}.{kind}{SUFFIX}"
 
 
 def save(maps: LensMaps, sha256: str) -> Path:

@@ -181,6 +181,18 @@ def steer(shell: "Shell", asked: Arguments) -> None:
         if side.inspected.unseen_ids:
             shell.screen.warn(unseen_note(side.inspected.window))
     inspected = inspect_ids(shell, model, ids) if ids else sides[1].inspected
+    _steer(shell, model, inspected, sides, layer, asked)
+
+
+def _steer(
+    shell: "Shell",
+    model: LoadedModel,
+    inspected: InspectedText,
+    sides: tuple[Side, Side],
+    layer: int,
+    asked: Arguments,
+) -> None:
+    """Show what steering between two sides does after a layer, and steer from now on."""
 
     def describe() -> str:
         return _(
@@ -190,12 +202,13 @@ def steer(shell: "Shell", asked: Arguments) -> None:
     hook = steering_hook(direction(*sides, layer), layer, asked.strength)
     view = _measure(shell, inspected, sides, hook, layer, asked.strength, describe())
     show(shell, view, asked.output, model)
-    if not asked.strength:  # without a hook, the output stays the same to the last bit
-        shell.session.workspace.remove_interventions("steer")
+    workspace = shell.session.workspace
+    if asked.strength:
+        workspace.add_intervention(Intervention("steer", describe, hook))
+        shell.screen.note(_advice(residual_norm(inspected, layer), asked.strength))
+    else:  # without a hook, the output stays the same to the last bit
+        workspace.remove_interventions("steer")
         shell.screen.note(_("strength=0 adds nothing: no steering is active"))
-        return
-    shell.session.workspace.add_intervention(Intervention("steer", describe, hook))
-    shell.screen.note(_advice(residual_norm(inspected, layer), asked.strength))
 
 
 def make_sides(

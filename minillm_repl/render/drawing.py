@@ -27,10 +27,12 @@ _COMPONENTS = {  # of a model: the names that views and JSON have, and those on 
     "head {n}": N_("head {n}"),
     "attention {n}": N_("L{n} attn"),
     "attention bias {n}": N_("L{n} attn bias"),
+    "convolution {n}": N_("L{n} conv"),
     "feed-forward {n}": N_("L{n} mlp"),
     "added after layer {n}": N_("added after layer {n}"),
     # The places in the residual stream have the same names as the parts that end there.
     "{n} attention": N_("L{n} attn"),
+    "{n} convolution": N_("L{n} conv"),
     "{n} feed-forward": N_("L{n} mlp"),
     "{n} block": N_("L{n} block"),
 }

@@ -87,9 +87,9 @@ class ScanView(View, Truncation):
     def _map(self, max_abs: float) -> Text:
         """Return layers as rows and heads as columns: the darker, the larger the effect."""
         changes = {(head.layer, head.head): head.change for head in self.heads}
-        layers, columns = (1 + max(indices) for indices in zip(*changes, strict=True))
+        columns = 1 + max(head for _layer, head in changes)
         lines = Text.assemble((_("layer  head 0 →") + "\n", FIGURES), no_wrap=True)
-        for layer in range(layers):
+        for layer in sorted({layer for layer, _head in changes}):  # those with attention
             lines.append(f"{layer:>5}  ", FIGURES)
             for head in range(columns):
                 share = changes[layer, head] / max_abs if max_abs else 0.0

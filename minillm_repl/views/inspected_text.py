@@ -182,15 +182,14 @@ class InspectedText:
 
 
 def place_name(inspected: InspectedText, hook_name: str) -> str:
-    """Return the label of a place in the residual stream: `blocks.0.residual.mid` is `0 attention`.
-
-    After a block whose attention and MLP work in parallel, the residual stream is `0 block`.
+    """Return the label of a place in the residual stream: `blocks.0.residual.mid` is `0 attention`;
+    after a block whose attention and MLP work in parallel, `0 block`.
     """
     if hook_name == "embedding":
         return hook_name
     _blocks, layer, what, *rest = hook_name.split(".")
     if what == "attention" or rest == ["mid"]:
-        return f"{layer} attention"
+        return f"{layer} {'convolution' if inspected.config.is_conv(int(layer)) else 'attention'}"
     is_block = what == "residual" and inspected.config.parallel_residual
     return f"{layer} {'block' if is_block else 'feed-forward'}"
 

@@ -65,7 +65,8 @@ class ResidualView(View, Truncation):
             stream = rows[-1].stream
             share = log(stream / low) / log(high / low) if stream > 0 and high > low else 0.0
             row = (
-                name, *_update(updates.get("attention")), *_update(updates.get("feed-forward")),
+                name, *_update(updates.get("attention") or updates.get("convolution")),
+                *_update(updates.get("feed-forward")),
                 f"{stream:,.2f}",
             )  # fmt: skip
             table.add_row(*(row[column] for column in columns), Text(bar(share, cells), MODEL))

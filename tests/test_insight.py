@@ -200,10 +200,11 @@ def test_each_direction_is_the_cosine_with_the_stream_that_the_part_has_read(bot
     rows = {row.place: row for row in residual.compute(ours).rows}
     parallel = ours.config.parallel_residual
     for layer, (attention, forward) in enumerate(zip(made[::2], made[1::2], strict=True)):
+        mixer = "convolution" if ours.config.is_conv(layer) else "attention"
         entered = theirs.hidden_states[layer][0, -1]
         read = entered if parallel else entered + attention
         for place, added, before in (
-            ("attention", attention, entered),
+            (mixer, attention, entered),
             ("feed-forward", forward, read),
         ):
             cosine = float(torch.nn.functional.cosine_similarity(added, before, dim=0))

@@ -36,7 +36,7 @@ struct Context {
 
 // Whether a layer has a short convolution in the place of attention.
 static inline bool has_convolution(const Model *m) {
-    for (int i = 0; i < m->n_layers; i++)
+    for (int i = 0; m->layers && i < m->n_layers; i++)  // one matrix, for a test, has none
         if (m->layers[i].taps) return true;
     return false;
 }

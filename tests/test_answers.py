@@ -81,7 +81,13 @@ LESSON = """# Test
 A lesson.
 
 ```lesson
+minutes: 5
+hour: 1
 text: 날씨
+goals:
+  You can answer.
+terms:
+  answer: what is typed
 ```
 
 ---

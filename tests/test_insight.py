@@ -29,13 +29,23 @@ from tests.test_real_models import STORY
 CHOSEN = ["gpt2", "gpt2 untied, relu, wide", "gpt_neox", "gpt_neox in turn, half rotary", "llama",
           "llama tied, biased", "mistral", "qwen2", "qwen3", "smollm3", "granite tied, biased",
           "hyperclovax", "olmo3", "exaone4, windows", "gemma2", "gemma3, two ropes, a cap",
-          "qwen3_moe, dense layers, all switches", "olmoe", "granitemoe tied, biased", "lfm2",
+          "qwen3_moe, dense layers, all switches", "olmoe", "granitemoe tied, biased",
           ]  # fmt: skip
 
 
 @pytest.fixture(params=[*CHOSEN, "stories260K"])
 def both(request, tmp_path):
     """A model of transformers', and ours with the same weights, on the same text."""
+    return make_both(request, tmp_path)
+
+
+@pytest.fixture(params=[*CHOSEN, "lfm2", "stories260K"])
+def any_both(request, tmp_path):
+    """The same, also of a model of which only one layer has attention."""
+    return make_both(request, tmp_path)
+
+
+def make_both(request, tmp_path):
     if request.param == "stories260K":
         stories = outside("checkpoints/stories260K-hf")
         theirs = transformers.AutoModelForCausalLM.from_pretrained(
@@ -58,8 +68,8 @@ def exact(subject):
     return InspectedText(subject.model.double(), subject.tokenizer, subject.ids)
 
 
-def test_attention_is_that_of_transformers_on_every_head(both):
-    ours, _, theirs = both
+def test_attention_is_that_of_transformers_on_every_head(any_both):
+    ours, _, theirs = any_both
     found = [each[0] for each in theirs.attentions if each is not None]  # a convolution has none
     for weight, expected in zip(weights(ours).values(), found, strict=True):
         torch.testing.assert_close(weight, expected, rtol=0, atol=1e-5)
@@ -74,8 +84,8 @@ def test_attention_is_that_of_transformers_on_every_head(both):
     np.testing.assert_allclose(list(looked.values()), most.values, rtol=0, atol=1e-5)
 
 
-def test_each_row_of_the_lens_is_the_last_norm_on_what_transformers_has_there(both):
-    ours, model, theirs = both
+def test_each_row_of_the_lens_is_the_last_norm_on_what_transformers_has_there(any_both):
+    ours, model, theirs = any_both
     view = lens.compute(ours, top=97)
     norm = getattr(model.base_model, "ln_f", None) or getattr(
         model.base_model, "final_layer_norm", None
@@ -118,8 +128,8 @@ def agrees(row, here, final):
     assert row.kl == pytest.approx(float(kl), abs=1e-4)
 
 
-def test_the_lens_ends_with_the_models_own_answer_at_every_position(both):
-    ours, _, theirs = both
+def test_the_lens_ends_with_the_models_own_answer_at_every_position(any_both):
+    ours, _, theirs = any_both
     for position in (0, 7, -1):
         view = lens.compute(ours, position)
         assert view.answer.id == int(theirs.logits[0, position].argmax())
@@ -131,8 +141,8 @@ def test_the_lens_ends_with_the_models_own_answer_at_every_position(both):
 
 
 @pytest.mark.parametrize("versus", [None, 5])
-def test_the_parts_add_up_to_the_logit(both, versus):
-    ours, model, theirs = both
+def test_the_parts_add_up_to_the_logit(any_both, versus):
+    ours, model, theirs = any_both
     logits, cap = theirs.logits[0, -1], getattr(model.config, "final_logit_softcapping", None)
     if cap:  # the logits before it
         logits = cap * torch.atanh(logits.double() / cap)
@@ -148,8 +158,8 @@ def test_the_parts_add_up_to_the_logit(both, versus):
     assert len(view.parts) >= heads + (3 - heads // 4) + 3 + 2
 
 
-def test_the_heads_and_the_bias_add_up_to_what_attention_writes(both):
-    ours = exact(both[0])
+def test_the_heads_and_the_bias_add_up_to_what_attention_writes(any_both):
+    ours = exact(any_both[0])
     _, found = ours.run_with_cache(
         "embedding", "attention.z", "attention.out", "mlp.out", "residual"
     )
@@ -167,8 +177,8 @@ def test_the_heads_and_the_bias_add_up_to_what_attention_writes(both):
         )
 
 
-def test_the_stream_is_as_long_as_the_hidden_states_of_transformers(both):
-    ours, _, theirs = both
+def test_the_stream_is_as_long_as_the_hidden_states_of_transformers(any_both):
+    ours, _, theirs = any_both
     rows = {row.place: row for row in residual.compute(ours).rows}
     assert rows["embedding"].stream == pytest.approx(
         float(theirs.hidden_states[0][0, -1].norm()), abs=1e-4
@@ -178,8 +188,8 @@ def test_the_stream_is_as_long_as_the_hidden_states_of_transformers(both):
         assert rows[f"{layer} feed-forward"].stream == pytest.approx(stream, rel=1e-5)
 
 
-def test_each_direction_is_the_cosine_with_the_stream_that_the_part_has_read(both):
-    ours, model, theirs = both
+def test_each_direction_is_the_cosine_with_the_stream_that_the_part_has_read(any_both):
+    ours, model, theirs = any_both
     names = "attn.c_proj", "attention.dense", "self_attn.o_proj"
     names += "self_attn.out_proj", "conv.out_proj"
     blocks = getattr(model.base_model, "layers", None) or model.base_model.h
@@ -212,8 +222,8 @@ def test_each_direction_is_the_cosine_with_the_stream_that_the_part_has_read(bot
             assert rows[f"{layer} {place}"].added == pytest.approx(float(added.norm()), abs=1e-4)
 
 
-def test_all_taps_on_change_no_bit_of_the_logits(both):
-    ours = both[0]
+def test_all_taps_on_change_no_bit_of_the_logits(any_both):
+    ours = any_both[0]
     everything = {}
     with torch.no_grad():
         tapped = ours.model(ours.input_ids, hook=caching(everything))[0]

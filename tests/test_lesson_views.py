@@ -343,7 +343,7 @@ def test_the_shapes_in_the_code_are_those_of_the_tensors(both):
             "permute(2" if "permute(2" in codes["blocks.0.attention"] else "q, k = qk.": found[
                 "attention.q"
             ],
-            "z = attend(": found["attention.z"],
+            "z = z.transpose(": found["attention.z"],
         },
         "blocks.0.mlp": {
             "hidden = self." if "self.up" in codes["blocks.0.mlp"] else "gate, up = ": found[

@@ -169,6 +169,7 @@ def test_weights_are_looked_at_in_float32_and_not_copied(case):
     checkpoint, ids, _ = case
     model = make_decoder(checkpoint).model
     _, found = InspectedText(model, checkpoint.tokenizer, ids).run_with_cache("")
+    assert found.pop("positions").dtype == torch.int64
     assert {tensor.dtype for tensor in found.values()} == {torch.float32}
     for name, array in checkpoint.tensors.items():
         if array.ndim > 1:

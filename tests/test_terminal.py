@@ -917,7 +917,7 @@ def test_a_visit_in_korean_and_back_to_english(visit):
     assert ":temp에 쓸 수 있는 값: 0에서 100,000,000 사이의 수. 입력한 값: '뜨겁게'" in terminal.do(
         ":온도 뜨겁게"
     )
-    assert terminal.do(":온도 0.5").endswith("temp 0.5")
+    assert terminal.do(":온도 0.5").endswith("온도(temp) 0.5")
     assert terminal.do("/온도 0").endswith("temp 0")
     terminal.type(":도")
     terminal.wait_for(re.compile("^ +:도움말 +명령을 모두 보여 주거나", re.MULTILINE))

@@ -66,7 +66,7 @@ def _parse_places(text: str) -> tuple[Place, ...]:
         TextArgument(quoted=True),
     ),
     group="Models and files",
-    example=':save-activations activations.safetensors what=z,logits places=@-1 "날씨가 좋"',
+    example=':save-activations a.safetensors what=z places=@-1 "날씨가 좋"',
 )
 def save_activations(shell: "Shell", asked: Arguments) -> None:
     """Save the activations of a text to a safetensors file.

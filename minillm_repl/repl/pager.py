@@ -100,7 +100,7 @@ class Pager:
             last=min(self._row + self._page + 1 - self._pinned_rows, rows),
             all=rows,
         )
-        keys = _("← → ↑ ↓ Page Up/Down Home End · g G ends · / n N search · q leaves")
+        keys = _("q leaves · ← → ↑ ↓ Page Up/Down Home End · g G ends · / n N search")
         return [("class:help", " · ".join([self._message or where, keys]))]
 
     # -- what keys do

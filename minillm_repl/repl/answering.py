@@ -25,8 +25,8 @@ def respond(
     shell: "Shell", model: LoadedModel, prefix: str = "", *, echo: bool = True
 ) -> "Finished":
     """Let the model continue the session's text; draw what it was given and what it adds."""
-    from minillm_repl.render.generation import draw_steps, draw_text, generation_summary
-    from minillm_repl.render.running import draw_coloured, draw_lines, legend
+    from minillm_repl.render.generation import draw_text, generation_summary
+    from minillm_repl.render.running import draw_coloured, legend
     from minillm_repl.render.thoughts import draw_thinking
     from minillm_repl.repl.thinking import splitter_of
 
@@ -49,15 +49,7 @@ def respond(
     if verbose and verbose != "colour":
         if screen.interactive and prompt_text:
             shell.echo(prompt_text, "\n", prefix)
-        heading, size = samplers_heading(session.settings), tokenizer.vocab_size
-        finished = (
-            draw_lines(events, screen)
-            if verbose == "line"
-            else draw_steps(events, screen, prompt_text, heading, size)
-        )
-        screen.out.print(
-            Text.assemble(safe(prompt_text), (safe(finished.text), MODEL)), soft_wrap=True
-        )
+        finished = _draw_steps(shell, events, prompt_text, tokenizer.vocab_size)
     else:
         if verbose:
             screen.notes_console.print(legend(screen))
@@ -82,6 +74,23 @@ def respond(
     if finished.format_complete is False:
         screen.warn(_("the answer ended before its format was complete: it is cut"))
     note_unseen(shell, model)
+    return finished
+
+
+def _draw_steps(
+    shell: "Shell", events: "Iterator[AnswerEvent]", prompt_text: str, vocab_size: int
+) -> "Finished":
+    """Draw each step as a line or a table, and the whole text below."""
+    from minillm_repl.render.generation import draw_steps
+    from minillm_repl.render.running import draw_lines
+
+    screen, settings = shell.screen, shell.session.settings
+    if settings.verbose == "line":
+        finished = draw_lines(events, screen)
+    else:
+        finished = draw_steps(events, screen, prompt_text, samplers_heading(settings), vocab_size)
+    text = Text.assemble(safe(prompt_text), (safe(finished.text), MODEL))
+    screen.out.print(text, soft_wrap=True)
     return finished
 
 

@@ -62,7 +62,6 @@ def start_run(
     setting means nothing here.
     """
     check_applies(plan, is_new=start is None)
-    check_log(plan.log)
     with rank_zero_first(context.distributed):
         corpora = open_corpora(find_corpus(corpus, start), plan, context.interrupted)
         text = tokenise_corpora(corpora, start, plan, context, chat)
@@ -114,7 +113,10 @@ def start_run(
 
 
 def check_applies(plan: TrainPlan, *, is_new: bool) -> None:
-    """Raise UserError for a setting that means nothing for a new model, or for one that is open."""
+    """Raise UserError for a setting that means nothing for a new model, or for one that is open,
+    and for a log that needs a package.
+    """
+    check_log(plan.log)
     if is_new:
         if plan.lora_rank:
             raise UserError(

@@ -1,6 +1,7 @@
 """For teachers: progress of many students at once, the table of a class, and lessons on paper."""
 
 import csv
+import html
 import io
 import json
 import multiprocessing
@@ -169,11 +170,14 @@ def texts(exercise):
         case Explain():
             found = [exercise.answer]
     pieces = [piece for text in found for piece in re.split(r"\{[^}]*\}|[`*\n]", text)]
-    return [piece.strip() for piece in pieces if len(piece.strip()) > 8]
+    return [
+        piece.strip() for piece in pieces if len(piece.strip()) > 20
+    ]  # shorter ones stand anywhere
 
 
 def plain(page):
-    return re.sub(r"\s+", " ", re.sub("<[^>]+>", "", page.partition("<body>")[2]))
+    text = re.sub("<[^>]+>", "", page.partition("<body>")[2])
+    return re.sub(r"\s+", " ", html.unescape(text))
 
 
 @pytest.mark.parametrize("language", LANGUAGES)

@@ -376,8 +376,7 @@ static void attention(Member *member, int thread, Step *s, const float *read) {
         team_phase(member, thread, s, (Work){normalise_heads, put_heads}, 2 * s->count);
     team_phase(member, thread, s, (Work){finish_head, put_head}, h + 2 * g);
     int group = h / g, tiles = (s->count * group + QUERIES - 1) / QUERIES;
-    team_phase(member, thread, s, (Work){attend_piece, put_mixed},
-               g * tiles * s->parts);
+    team_phase(member, thread, s, (Work){attend_piece, put_mixed}, g * tiles * s->parts);
     if (s->parts > 1) team_phase(member, thread, s, (Work){merge_head, put_merged}, h);
 }
 

@@ -69,6 +69,8 @@ def respond(
     thoughts = _keep_thoughts(shell, splitter) if splitter else ""
     # What is asked may be any function of whoever runs the shell.
     by_escape = isinstance(shell.interrupted, InterruptCounter) and shell.interrupted.is_escape
+    if finished.reason == "interrupt" and not by_escape:
+        shell.drop_typed_ahead()  # as a terminal drops it at Ctrl-C
     seed = session.conversation.seed
     screen.note(generation_summary(finished, seed, by_escape=by_escape, thoughts=thoughts))
     if finished.format_complete is False:

@@ -17,7 +17,7 @@ from prompt_toolkit.filters import (
 )
 from prompt_toolkit.formatted_text import FormattedText
 from prompt_toolkit.history import History
-from prompt_toolkit.input.typeahead import get_typeahead, store_typeahead
+from prompt_toolkit.input.typeahead import clear_typeahead, get_typeahead, store_typeahead
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent, merge_key_bindings
 from prompt_toolkit.keys import Keys
 from prompt_toolkit.search import stop_search
@@ -81,6 +81,7 @@ def run_interactive(shell: Shell, history: Path | None) -> int:
         shell.typed_lines = kept.get_strings
         prompt = PromptReader(shell, kept, lambda: screen.note(_("Ctrl-D or :quit quits")))
         shell.escape_pressed = EscapeWatch(get_app_session().input)
+        shell.drop_typed_ahead = partial(clear_typeahead, get_app_session().input)
         return run_loop(shell, prompt, prompt.redraw, set_typeahead)
 
 

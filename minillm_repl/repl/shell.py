@@ -43,6 +43,7 @@ class Shell:
     registry: Registry
     interrupted: InterruptCounter = field(default_factory=partial(InterruptCounter, 0))
     escape_pressed: Callable[[], bool] = bool  # whether Esc was pressed since it was asked last
+    drop_typed_ahead: Callable[[], object] = bool  # what was typed while the model wrote
     progress: object = None  # of the learner: lessons keep it here, and no one else reads it
     line_handler: LineHandler | None = None  # the open lesson, which gets each line first
     lesson_start_count: int = 0  # how much had been printed then

@@ -33,7 +33,7 @@ _MAX_LOGITS = 1 << 22  # numbers of their logits
 
 @dataclass(frozen=True)
 class Scores:
-    """How heads follow a pattern: (layer, head), the share of their weight, 0 to 1."""
+    """How heads follow a pattern: (layer, head) of the layers with attention, a share, 0 to 1."""
 
     induction: Tensor  # on the token after the last occurrence of the present one
     previous: Tensor  # on the token before
@@ -82,7 +82,7 @@ class Probes:
         values = {"copying": found.copying}
         for name, scores in (("induction", found.induction), ("previous", found.previous)):
             layer, head = divmod(int(scores.argmax()), scores.shape[1])
-            self.best[name] = f"{layer}.{head}"
+            self.best[name] = f"{self._trainer.model.config.attention_layers[layer]}.{head}"
             values[name] = float(scores.max())
         return values
 
@@ -124,7 +124,7 @@ def head_scores(model: LanguageModel, ids: Tensor) -> Scores:
     half = length // 2
     query = torch.arange(half, length - 1)  # where the next token was seen before
     rows: dict[str, list[Tensor]] = {"induction": [], "previous": []}
-    for layer in range(config.n_layers):
+    for layer in config.attention_layers:
         window = config.sliding_windows[layer] if config.sliding_windows else 0
         q, k = (cache[f"blocks.{layer}.{name}"] for name in names)
         weights = attention_weights(q, k, config, window)  # (b, h, 2n, 2n)

@@ -147,11 +147,11 @@ def test_lines_typed_while_it_writes_are_lines_afterwards_and_ctrl_c_still_stops
     terminal.wait_for_prompt(before + 3, timeout=60)
     assert re.search(r"max-tokens 3\n>>> 나다라마\n.*\n>>> 다라마바\n", terminal.text), terminal
     terminal.do(":max-tokens 1000000")
-    before = long_generation(terminal, "가")
+    long_generation(terminal, "가")
     terminal.type("나나나나")
-    terminal.interrupt()
+    terminal.type("\x03다")
     terminal.wait_for("stopped by Ctrl-C")
-    terminal.wait_for_prompt(before)
+    terminal.wait_for(line_is(">>> 다"))  # what came after it is there to go on with
 
 
 def test_a_line_comes_back_to_be_changed_and_an_answer_goes_to_the_clipboard(prompt):

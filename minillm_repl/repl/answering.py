@@ -41,6 +41,7 @@ def respond(
     is_apart = screen.interactive or session.settings.think == "hide"
     is_chat = bool(turn.prompt_messages) and not verbose
     splitter = splitter_of(session.conversation, tokenizer) if is_chat and is_apart else None
+    was_interrupted = shell.interrupted()  # before it began: what waits was typed after it
     try:
         events = _start_generation(shell, model, _candidates(session.settings.verbose))
     except UserError:
@@ -69,8 +70,8 @@ def respond(
     thoughts = _keep_thoughts(shell, splitter) if splitter else ""
     # What is asked may be any function of whoever runs the shell.
     by_escape = isinstance(shell.interrupted, InterruptCounter) and shell.interrupted.is_escape
-    if finished.reason == "interrupt" and not by_escape:
-        shell.drop_typed_ahead()  # as a terminal drops it at Ctrl-C
+    if finished.reason == "interrupt" and not by_escape and not was_interrupted:
+        shell.drop_typed_ahead()  # as a terminal drops what was typed before Ctrl-C
     seed = session.conversation.seed
     screen.note(generation_summary(finished, seed, by_escape=by_escape, thoughts=thoughts))
     if finished.format_complete is False:
@@ -138,7 +139,8 @@ def _start_generation(shell: "Shell", model: LoadedModel, top: int) -> "Iterator
     from minillm_repl.generate import Prefill
 
     def stopped() -> bool:
-        if shell.escape_pressed():
+        # After Ctrl-C no keys are read here: they belong to the next line.
+        if not shell.interrupted() and shell.escape_pressed():
             shell.interrupted.press_escape()
         return shell.interrupted()
 

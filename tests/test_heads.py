@@ -13,7 +13,8 @@ from rich.console import Console
 
 from minillm_repl.errors import UserError
 from minillm_repl.model.build import build
-from minillm_repl.views import circuits, composition, head_probe, heads
+from minillm_repl.training import head_probe
+from minillm_repl.views import circuits, composition, heads
 from minillm_repl.views.attention import weights
 from minillm_repl.views.inspected_text import InspectedText
 from tests.conftest import random_checkpoint
@@ -27,19 +28,23 @@ def small(**sizes):
     )
 
 
+def make_probe(inspected, seed=0):
+    return head_probe.make_probe(inspected.tokenizer, inspected.config, seed)
+
+
 def test_the_probe_repeats_each_token_once_and_depends_on_its_seed_alone():
     inspected = small()
-    probe = head_probe.make_probe(inspected, seed=3)
+    probe = make_probe(inspected, seed=3)
     assert probe.half == 32
     for ids in probe.sequences:
         assert len(set(ids)) == probe.half and ids[: probe.half] == ids[probe.half :]
     torch.manual_seed(0)
-    assert head_probe.make_probe(inspected, seed=3) == probe
-    assert head_probe.make_probe(inspected, seed=4) != probe
+    assert make_probe(inspected, seed=3) == probe
+    assert make_probe(inspected, seed=4) != probe
 
 
 def test_a_head_that_does_one_thing_only_scores_the_most_that_there_can_be():
-    probe = head_probe.make_probe(small())
+    probe = make_probe(small())
     patterns = head_probe.detection_patterns(torch.tensor(probe.sequences[0]))
     most, uniform = head_probe.baselines(probe)
     time = 2 * probe.half
@@ -50,8 +55,8 @@ def test_a_head_that_does_one_thing_only_scores_the_most_that_there_can_be():
 
 def test_shares_are_those_of_the_attention_weights_of_each_sequence(both):
     ours = both[0]
-    probe = head_probe.make_probe(ours)
-    found = head_probe.measure(ours, probe)
+    probe = make_probe(ours)
+    found = head_probe.measure(ours.model, probe)
     expected = torch.zeros_like(found)
     for ids in probe.sequences:
         for layer, weight in weights(replace(ours, ids=ids)).items():
@@ -109,9 +114,7 @@ def test_a_head_that_writes_what_it_reads_copies():
 def test_a_model_that_is_too_small_says_so():
     few = random_checkpoint(vocab=40, context=7)
     with pytest.raises(UserError, match="context of 7 positions is too short"):
-        head_probe.make_probe(
-            InspectedText(build(few.config, few.tensors), few.tokenizer, ids=(0,))
-        )
+        head_probe.make_probe(few.tokenizer, few.config)
     single = small(layers=1)
     with pytest.raises(UserError, match="only one layer has heads"):
         composition.compute(single.model, "small")

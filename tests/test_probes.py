@@ -1,4 +1,4 @@
-"""`:watch heads`, `lens` and `kl`: `transformers` and the views say what the numbers are."""
+"""`:watch heads`, `lens` and `kl`: the views say what the numbers are."""
 
 import dataclasses
 import json
@@ -6,43 +6,44 @@ import json
 import numpy as np
 import pytest
 import torch
-import transformers
 
-from minillm_repl.checkpoint.load_save import load
 from minillm_repl.checkpoint.record import TrainingRecord, record_from_json
 from minillm_repl.errors import UserError
 from minillm_repl.model.build import build
-from minillm_repl.training.probes import Probes, head_scores, layer_divergences
+from minillm_repl.training.head_probe import make_probe
+from minillm_repl.training.probes import Probes, layer_divergences
 from minillm_repl.training.run_metadata import parse_state
-from minillm_repl.views import lens
+from minillm_repl.views import heads, lens
 from minillm_repl.views.inspected_text import InspectedText
 from minillm_repl.views.watch_curves import curves_view, lines
 from tests.conftest import random_checkpoint
 from tests.test_training import LLAMA, begin, corpus, run  # noqa: F401 - one is a fixture
 
 
-def test_the_scores_of_heads_are_those_of_the_attentions_of_transformers(tmp_path):
-    config = transformers.LlamaConfig(
-        vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2,
-    )  # fmt: skip
-    theirs = transformers.LlamaForCausalLM._from_config(config, attn_implementation="eager").eval()
-    theirs.save_pretrained(tmp_path)
-    checkpoint = load(tmp_path)
-    half = torch.randint(97, (3, 6), generator=torch.Generator().manual_seed(0))
-    ids = torch.cat([half, half], dim=1)
+def test_the_curves_of_heads_are_those_of_the_atlas(corpus):
+    run = begin(corpus, dataclasses.replace(LLAMA, context_length=24))
+    trainer, tokenizer = run.trainer, run.start.tokenizer
+    with torch.no_grad():  # a model that is not at zero
+        for parameter in trainer.model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    found = Probes(trainer, ("heads",), tokenizer)
     with torch.no_grad():
-        seen = theirs(ids, output_attentions=True)
-        found = head_scores(build(checkpoint.config, checkpoint.tensors), ids)
-    probabilities = seen.logits.softmax(-1)
-    copied = [probabilities[b, i, ids[b, i + 1]] for b in range(3) for i in range(6, 11)]
-    assert found.copying == pytest.approx(float(np.mean(copied)), abs=1e-6)
-    for layer, weights in enumerate(seen.attentions):
-        for head in range(4):
-            there = [weights[b, head, i, i - 5] for b in range(3) for i in range(6, 11)]
-            before = [weights[b, head, i, i - 1] for b in range(3) for i in range(1, 12)]
-            assert found.induction[layer, head] == pytest.approx(float(np.mean(there)), abs=1e-6)
-            assert found.previous[layer, head] == pytest.approx(float(np.mean(before)), abs=1e-6)
+        values = found._heads()
+    inspected = InspectedText(trainer.model, tokenizer, (0,))
+    atlas = heads.compute(inspected, "m")
+    best = {"induction": atlas.heads[0], "previous": max(atlas.heads, key=lambda h: h.previous)}
+    for name, head in best.items():
+        assert found.best[name] == f"{head.layer}.{head.head}"
+        assert values[name] == getattr(head, name)
+    probe = make_probe(tokenizer, trainer.model.config)
+    logits = trainer.model(torch.tensor(probe.sequences)).detach()
+    start = len(probe.start) + probe.half
+    right = [
+        logits[row, at].double().softmax(-1)[ids[at + 1]].item()
+        for row, ids in enumerate(probe.sequences)
+        for at in range(start, len(ids) - 1)
+    ]
+    assert values["copying"] == pytest.approx(np.mean(right), abs=1e-6)
 
 
 def test_the_divergence_of_a_layer_is_the_mean_of_the_lens():
@@ -62,7 +63,7 @@ def test_the_divergence_of_a_layer_is_the_mean_of_the_lens():
 def test_a_run_that_is_watched_makes_the_same_weights_and_keeps_its_curves(corpus):
     plain = run(corpus, LLAMA)[2]
     watched = begin(corpus, LLAMA)
-    probes = Probes(watched.trainer, ("heads", "lens", "kl"))
+    probes = Probes(watched.trainer, ("heads", "lens", "kl"), watched.start.tokenizer)
     probes._last = -1e9  # so that no measurement is left out, however slow the machine is
     for event in watched.events(lambda: False):
         if type(event).__name__ == "Evaluated":
@@ -90,8 +91,9 @@ def test_a_run_that_is_watched_makes_the_same_weights_and_keeps_its_curves(corpu
 
 
 def test_what_would_take_more_than_a_seventh_of_the_time_is_left_out(corpus):
-    trainer = begin(corpus, LLAMA).trainer
-    probes = Probes(trainer, ("kl",))
+    run = begin(corpus, LLAMA)
+    trainer = run.trainer
+    probes = Probes(trainer, ("kl",), run.start.tokenizer)
     assert probes.measure()  # before the first step there is no time to compare with
     trainer.state.step, trainer.state.seconds = 5, 7.0
     probes._spent, probes._last = 0.7, 0.31

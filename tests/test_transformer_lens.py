@@ -3,11 +3,11 @@
 import pytest
 import torch
 
+from minillm_repl.training.head_probe import make_probe, measure
 from minillm_repl.views import circuits, lens, path_patching, why
 from minillm_repl.views.ablate import ablation_hook as silencing
 from minillm_repl.views.attention import weights
 from minillm_repl.views.composition import composition
-from minillm_repl.views.head_probe import make_probe, measure
 from minillm_repl.views.patch import compute as patch_view
 from tests.test_insight import agrees, both  # noqa: F401 - the fixture
 from tests.test_interventions import HEAD, LAYER, other  # noqa: F401 - the fixture
@@ -178,9 +178,9 @@ def test_the_atlas_of_heads_is_detect_head_and_the_circuits_of_transformer_lens(
     if ours.config.norm_placement != "pre":
         pytest.skip("TransformerLens does not fold the norm after attention into W_O")
     detect = pytest.importorskip("transformer_lens.head_detector").detect_head
-    probe = make_probe(ours, batches=3)
+    probe = make_probe(ours.tokenizer, ours.config, batches=3)
     theirs.cfg.n_ctx += 1  # `detect_head` takes no text that fills the context
-    found = measure(ours, probe)
+    found = measure(ours.model, probe)
     names = "induction_head", "previous_token_head", "duplicate_token_head"
     for at, name in enumerate(names):
         scores = []

@@ -133,7 +133,8 @@ def _make_probes(shell: Shell, run: "TrainingRun") -> "Probes | None":
         return None
     from minillm_repl.training.probes import PROBES, Probes
 
-    return Probes(run.trainer, tuple(each for each in PROBES if each in watched))
+    names = tuple(each for each in PROBES if each in watched)
+    return Probes(run.trainer, names, run.start.tokenizer)
 
 
 def _sample(

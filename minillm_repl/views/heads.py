@@ -17,12 +17,12 @@ from minillm_repl.repl.forms import Forms
 from minillm_repl.repl.registry import command
 from minillm_repl.safetext import safe_line
 from minillm_repl.settings import integer
+from minillm_repl.training.head_probe import baselines, make_probe, measure
 from minillm_repl.views import circuits
 from minillm_repl.views.attention import sliding_window
 from minillm_repl.views.base import Row, View, inspect_ids, show
 from minillm_repl.views.composition import OnProgress
 from minillm_repl.views.composition import compute as compute_composition
-from minillm_repl.views.head_probe import baselines, make_probe, measure
 from minillm_repl.views.inspected_text import InspectedText, check_layer, no_grad
 
 if TYPE_CHECKING:
@@ -183,8 +183,9 @@ def compute(
     Raises UserError if the model sees too few positions.
     """
     model, config = inspected.model, inspected.config
-    probe = make_probe(inspected, seed)
-    shares = measure(inspected, probe, lambda share: progress(share / 2)).tolist()
+    probe = make_probe(inspected.tokenizer, config, seed)
+    halfway = lambda share: progress(share / 2)  # noqa: E731
+    shares = measure(model, probe, inspected.hook, halfway).tolist()
     product, heads = circuits.unembedded_embedding(model), []
     for layer in config.attention_layers:
         copying = circuits.copying_scores(circuits.ov_eigenvalues(model, layer, product)).tolist()

@@ -188,10 +188,9 @@ def watch(shell: "Shell", asked: Arguments) -> None:
     :watch step=N shows the logit lens and the attention at the measured step nearest to N.
     `:watch heads`, `:watch lens` and `:watch kl` measure a curve at each of these steps, which
     `:plot heads` shows, also later: it is kept in the checkpoint.
-    heads: on tokens by chance that come twice in a row, the largest share of attention that a head
-    has on the token after the last occurrence of the present one (induction), and on the token
-    before (previous token); and the mean probability of the right token in the second half
-    (copying). An induction head forms where these rise together.
+    heads: the largest scores of `:heads`, on random tokens given twice: induction, at most about
+    50%, since the first half has nothing to repeat, and previous token; and the mean probability of
+    the right token in the second half (copying). An induction head forms where these rise together.
     lens: KL(final ‖ logit lens) after each layer, in nats, on held-out text.
     kl: KL(now ‖ start) and KL(now ‖ last measurement), in nats, on held-out text.
     They take at most a seventh of the time; what would take more is left out.

@@ -1,21 +1,24 @@
 """What heads attend to on random tokens that are given twice: probes of induction, as in
-TransformerLens.
+TransformerLens. `:heads` shows them, and `:watch heads` while a model learns.
+
+Nothing here imports torch until it measures.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
-from minillm_repl.model.hooks import compose
+from minillm_repl.model.config import AnyConfig
+from minillm_repl.model.hooks import Hook, compose, no_hook
+from minillm_repl.tokenizer import Tokenizer
 from minillm_repl.tokenizer.truncation import find_bos_token_id
-from minillm_repl.views.attention import sliding_window
-from minillm_repl.views.base import Row
-from minillm_repl.views.composition import OnProgress
-from minillm_repl.views.inspected_text import InspectedText, no_grad
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from minillm_repl.model.build import LanguageModel
 
 _BATCHES = 8  # sequences that the scores are a mean over
 _HALF = 50  # random tokens, given twice
@@ -31,7 +34,9 @@ class Probe:
     sequences: tuple[tuple[int, ...], ...]
 
 
-def make_probe(inspected: InspectedText, seed: int = 0, batches: int = _BATCHES) -> Probe:
+def make_probe(
+    tokenizer: Tokenizer, config: AnyConfig, seed: int = 0, batches: int = _BATCHES
+) -> Probe:
     """Return random tokens of the vocabulary, none of them special or twice in a half.
 
     They depend on the seed and the vocabulary alone. Raises UserError where the context or the
@@ -39,7 +44,7 @@ def make_probe(inspected: InspectedText, seed: int = 0, batches: int = _BATCHES)
     """
     import torch
 
-    tokenizer, context = inspected.tokenizer, inspected.config.context_length
+    context = config.context_length
     bos = find_bos_token_id(tokenizer)
     start = () if bos is None else (bos,)
     half = min(_HALF, (context - len(start)) // 2)
@@ -52,7 +57,7 @@ def make_probe(inspected: InspectedText, seed: int = 0, batches: int = _BATCHES)
                 least=least,
             )
         )
-    size = min(tokenizer.vocab_size, inspected.config.vocab_size)
+    size = min(tokenizer.vocab_size, config.vocab_size)
     generator = torch.Generator().manual_seed(seed)
     sequences = []
     for _batch in range(batches):
@@ -80,20 +85,22 @@ def detection_patterns(ids: "Tensor") -> "Tensor":
     return torch.stack((after.tril(), before, same)).double()
 
 
-@no_grad
 def measure(
-    inspected: InspectedText, probe: Probe, progress: OnProgress = lambda _share: None
+    model: "LanguageModel",
+    probe: Probe,
+    hook: Hook = no_hook,
+    progress: Callable[[float], None] = lambda _share: None,
 ) -> "Tensor":
     """Return the share of attention on each pattern: (layer, head, 3), a mean over the sequences.
 
-    Of `inspected`, only its model counts, not its text.
+    Layers without attention have zeros. `hook` is called first at each place.
     """
     import torch
 
     from minillm_repl.model.attention import attention_weights
 
-    config, model = inspected.config, inspected.model
-    ids = torch.tensor(probe.sequences, device=inspected.input_ids.device)  # (sequence, time)
+    config = model.config
+    ids = torch.tensor(probe.sequences, device=next(model.parameters()).device)  # (sequence, time)
     # All at once: the weights of the model are then read, and maybe widened, only once.
     patterns = torch.stack([detection_patterns(each) for each in ids.cpu()])
     queries: dict[str, Tensor] = {}
@@ -104,18 +111,37 @@ def measure(
         if rest[:2] == ["attention", "q"]:
             queries[layer] = tensor
         elif rest[:2] == ["attention", "k"]:
-            window = sliding_window(inspected, int(layer))
+            window = config.sliding_windows[int(layer)] if config.sliding_windows else 0
             weight = attention_weights(queries.pop(layer), tensor, config, window)
             followed = torch.einsum("bhqk,bpqk->bhp", weight.double().cpu(), patterns)
             shares[int(layer)] = followed.mean(0) / ids.shape[1]
             progress((int(layer) + 1) / config.n_layers)
         return tensor
 
-    model(ids, hook=compose(inspected.hook, score), last_only=True)
+    with torch.no_grad():
+        model(ids, hook=compose(hook, score), last_only=True)
     return shares
 
 
-def baselines(probe: Probe) -> tuple[Row, Row]:
+def copying(model: "LanguageModel", probe: Probe, residual: "Tensor") -> float:
+    """Return the mean probability of the token that comes next, where all was seen before.
+
+    `residual` is the stream after the last layer on the probe: (sequence, time, d_model).
+    """
+    import torch
+
+    start = len(probe.start) + probe.half  # the first position of the second half
+    ids = torch.tensor(probe.sequences, device=residual.device)
+    found = 0.0
+    # One sequence at a time: the logits of all together can be large.
+    for row, stream in zip(ids, residual, strict=True):
+        probabilities = model.unembed(stream[start:-1]).softmax(-1)  # (half - 1, vocab)
+        right = probabilities.gather(-1, row[start + 1 :, None])
+        found += float(right.double().mean())
+    return found / len(ids)
+
+
+def baselines(probe: Probe) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return the largest share that there can be on each pattern, and that of uniform attention."""
     import torch
 

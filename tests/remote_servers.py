@@ -30,6 +30,7 @@ SCRIPT = [
 ]
 UNLISTED = {2: 0.03}  # the probability of the chosen token at the places where it is not listed
 TEXT = "Hello you, 한"
+THOUGHTS = ("I see", " it")  # where a server is asked to think, and tells it apart
 NAMES = ("own", "llamacpp", "vllm", "sglang", "ollama", "openai", "completions", "responses")
 BASE = NAMES[1:]  # `own` is started for real
 
@@ -95,7 +96,10 @@ def _models(owner):
 def _chat_stream(body, more="bytes"):
     groups = groups_for(body["max_tokens"])
     k = body.get("top_logprobs", 0) if body.get("logprobs") else None
-    events = []
+    # As DeepSeek and most name it; as vLLM has named it since 0.12.
+    deltas = [{"reasoning_content": THOUGHTS[0]}, {"reasoning": THOUGHTS[1], "content": None}]
+    thinks = body.get("chat_template_kwargs", {}).get("enable_thinking") is True
+    events = [{"choices": [{"delta": each}]} for each in deltas if thinks]
     for group, text in zip(groups, texts_of_parts(groups), strict=True):
         content = [chat_entry(place, k, more=more) for place in group] if k is not None else None
         logprobs = {"content": content} if content else None
@@ -230,7 +234,8 @@ def _ollama(path, body):
     if path not in ("/api/chat", "/api/generate"):
         return None
     groups = groups_for(body["options"]["num_predict"])
-    lines = []
+    said = [{"message": {"content": "", "thinking": each}, "done": False} for each in THOUGHTS]
+    lines = [json.dumps(each).encode() + b"\n" for each in said if body.get("think") is True]
     for group, text in zip(groups, texts_of_parts(groups), strict=True):
         line = {"message": {"content": text}} if path == "/api/chat" else {"response": text}
         if body.get("logprobs"):
@@ -252,6 +257,8 @@ def _responses(path, body):
         return None
     groups, k = groups_for(body["max_output_tokens"]), body.get("top_logprobs")
     events = [{"type": "response.created"}]
+    thoughts = [{"type": "response.reasoning_text.delta", "delta": each} for each in THOUGHTS]
+    events += thoughts if "Think!" in body["input"][-1]["content"] else []
     for group, text in zip(groups, texts_of_parts(groups), strict=True):
         logprobs = [chat_entry(place, k) for place in group] if k else []
         events.append({"type": "response.output_text.delta", "delta": text, "logprobs": logprobs})
@@ -275,6 +282,7 @@ class Server(ThreadingHTTPServer):
     daemon_threads = True
     cut = None
     stream = ()  # the chunks of the last stream
+    asked = rendered = None  # the bodies of the last request, and of the last for a prompt
 
     def handle_error(self, request, client_address):
         pass  # a client that leaves is what is tested
@@ -295,6 +303,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, body):
         owner, answer = SHAPES[self.server.shape]
+        self.server.asked = body or self.server.asked
+        if self.path == "/apply-template":
+            self.server.rendered = body
         found = _models(owner) if self.path == "/v1/models" else answer(self.path, body)
         if isinstance(found, list):
             self._stream(found)

@@ -311,6 +311,53 @@ def test_a_given_text_is_scored_where_the_server_tells_it(shape, capsys):
     assert {each.rank for each in found.most} == {2 if name == "vllm" else None}
 
 
+# What each shape is asked for with `:think on`; None: it has no such thing.
+THINKS = {"enable_thinking": True, "thinking": True}
+ASKED_TO_THINK = {
+    "vllm": ("chat_template_kwargs", THINKS),
+    "sglang": ("chat_template_kwargs", THINKS),
+    "openai": ("chat_template_kwargs", THINKS),
+    "ollama": ("think", True),
+}
+
+
+def test_thoughts_that_a_server_tells_apart_are_a_block_of_the_answer(shape):
+    name, there, url = shape
+    if name in ("llamacpp", "completions"):
+        pytest.skip("it writes a text, with its tags")
+    model = mr.load(url)
+    if name == "responses":
+        with pytest.raises(UserError, match="takes no variables for a chat template"):
+            asked(model, think="on")
+        found = asked(model, "Think!")
+    else:
+        field, value = ASKED_TO_THINK[name]
+        found = asked(model, think="on")
+        assert there.asked[field] == value
+    assert found.text == f"<think>\nI see it\n</think>\n\n{replayed.TEXT}"
+    assert found.messages[-1].content == found.text
+    numbers = [step.model_prob for step in found.steps]
+    assert len(numbers) == len(asked(model).steps) + 2
+    again = model.chat([*found.messages, {"role": "user", "content": "and?"}], max_tokens=3)
+    said = there.asked.get("messages") or there.asked["input"]
+    assert said[1] == {"role": "assistant", "content": replayed.TEXT}
+    assert "think" not in again.text
+    with pytest.raises(UserError, match="cannot be told when to end"):
+        asked(model, think=5)
+
+
+def test_variables_of_a_template_reach_the_server_that_has_it(shape):
+    name, there, url = shape
+    if name in ("completions", "ollama", "responses"):
+        pytest.skip("it takes none")
+    asked(mr.load(url), template=("tone=kind", "n=2"))
+    if name != "llamacpp":  # there, the prompt is rendered first
+        assert there.asked["chat_template_kwargs"] == {"tone": "kind", "n": 2}
+    else:
+        assert there.rendered["chat_template_kwargs"] == {"tone": "kind", "n": 2}
+        assert there.asked["preserved_tokens"] == ["<think>", "</think>"]
+
+
 # -- numbers and streams
 
 
@@ -413,7 +460,8 @@ HOSTILE = {
     "10 GB of JSON": (flood(OK + LONG, b" " * (1 << 20)), "more than 1 MB"),
     "endless headers": (flood(OK, b"x-a: " + b"b" * 1000 + b"\r\n"), "broke off|cannot be asked"),
     "slow drip": (flood(OK + LONG, b" ", 0.05), "is not done after 1 seconds"),
-    "silence": (lambda connection: time.sleep(3), "says nothing for 0.6 seconds"),
+    # It waits until the client leaves.
+    "silence": (lambda connection: connection.recv(1), "says nothing for 0.6 seconds"),
     "closed at once": (lambda connection: None, "broke off its answer"),
     "redirect": (page(b"", "302 Found", b"location: http://127.0.0.1:1/x\r\n"), "sends to"),
     "redirect to an escape": (page(b"", "302 Found", b"location: \x1b[31m\r\n"), "broke off|sends"),
@@ -543,13 +591,15 @@ def llama(tmp_path_factory):
         [python, "-m", "llama_cpp.server", *words],
         cwd=folder,
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
     ) as process:
         try:
-            for _second in range(60):
-                with suppress(OSError), socket.create_connection(("127.0.0.1", port)):
-                    break
-                time.sleep(1)
+            said = ""
+            while "running on" not in said:
+                said = process.stderr.readline()
+                assert said, f"the server ended with {process.wait()}"
+            threading.Thread(target=process.stderr.read, daemon=True).start()
             yield f"http://127.0.0.1:{port}"
         finally:
             process.terminate()
@@ -564,3 +614,8 @@ def test_a_server_of_llama_cpp_has_the_probabilities_of_the_same_model_here(llam
     expected = [step.model_prob for step in here.steps]
     assert [step.model_prob for step in there.steps] == pytest.approx(expected, abs=2e-3)  # f16
     assert {step.listing.stage for step in there.steps} == {"raw"}
+    # It does not know the fields for a template, and answers all the same.
+    chats = [
+        mr.load(llama).chat("안녕?", temp=0, max_tokens=9, think=each) for each in ("auto", "off")
+    ]
+    assert chats[0].text == chats[1].text != ""

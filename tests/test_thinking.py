@@ -5,12 +5,14 @@ import json
 from dataclasses import replace
 from itertools import pairwise
 
+import httpx
 import jinja2
 import numpy as np
 import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
+import minillm_repl as mr
 from minillm_repl.chat.thinking import ThoughtSplitter
 from minillm_repl.checkpoint import ChatTemplate, Checkpoint
 from minillm_repl.errors import UserError
@@ -19,6 +21,7 @@ from minillm_repl.render.json_lines import print_json
 from minillm_repl.tokenizer.subword import SubwordTokenizer
 from tests.small import random_checkpoint
 from tests.test_lessons import printed, shell_for
+from tests.test_server import server
 
 # As Qwen 3's, without its tools: thoughts of earlier turns are left out.
 QWEN = """{%- for message in messages %}
@@ -170,9 +173,60 @@ def test_a_limit_ends_the_thoughts_and_the_answer_follows(shell):
     assert events[-1]["tokens"] == 6 + len(events[3]["ids"])
 
 
-def test_a_script_gets_the_text_as_the_model_writes_it(shell):
+@pytest.mark.parametrize("special", [False, True])
+def test_a_script_gets_the_text_as_the_model_writes_it(special):
+    shell = shell_of(thinker(special=special))
     shell.screen = replace(shell.screen, interactive=False)
     assert "<think>abc</think>\nXY" in said_by(shell, "hi")
+    assert shell.session.conversation.messages[-1].content == "<think>abc</think>\nXY"
+    shell.run_line("</think>ho")  # and the template leaves the thoughts of before out
+    assert "assistantXY<|im_end|>" in prompt_of(shell)
+    # A name that is typed is text where the model's files call it special.
+    tokenizer = shell.require_model().checkpoint.tokenizer
+    tag = tokenizer.token_to_id("</think>")
+    assert (tag in shell.session.conversation.turns[-1].prompt_ids) == (not special)
+
+
+def test_over_http_thoughts_stand_apart_and_are_set_as_here(tmp_path):
+    """Our server, for clients of OpenAI's and llama.cpp's, and for our own."""
+    from minillm_repl.checkpoint.load_save import save
+
+    for special in (False, True):
+        path = tmp_path / f"t{special}.safetensors"
+        save(thinker(special=special), path)
+        with server(tmp_path, "--ckpt", str(path), "--temp", "0") as (_process, url):
+            check_served(path, url)
+
+
+def check_served(path, url):
+    def said(**fields):
+        body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 20} | fields
+        answer = httpx.post(f"{url}/v1/chat/completions", json=body).json()
+        message = answer["choices"][0]["message"] if "choices" in answer else answer["error"]
+        return tuple(message.get(name) for name in ("reasoning_content", "content", "param"))
+
+    assert said() == ("abc", "XY", None)
+    assert said(reasoning_format="none") == (None, "<think>abc</think>\nXY", None)
+    assert said(think=2) == ("ab\n", "XY", None)
+    off = said(chat_template_kwargs={"enable_thinking": False})
+    assert off == said(think=False)
+    assert off[0] is None
+    assert said(chat_template_kwargs={"messages": []})[2] == "chat_template_kwargs"
+    assert said(think="much")[2] == "think"
+    assert said(reasoning_format="other")[2] == "reasoning_format"
+
+    body = {"messages": [{"role": "user", "content": "hi"}], "stream": True}
+    lines = httpx.post(f"{url}/v1/chat/completions", json=body).text.split("\n\n")
+    choices = [json.loads(line[6:])["choices"][0] for line in lines if line.startswith("data: {")]
+    for field, whole in (("reasoning_content", "abc"), ("content", "XY")):
+        assert "".join(each["delta"].get(field, "") for each in choices) == whole
+
+    for settings in ({}, {"think": "off"}, {"think": 2}, {"template": ("enable_thinking=false",)}):
+        here, there = (
+            mr.load(each).chat("hi", max_tokens=20, temp=0, **settings) for each in (path, url)
+        )
+        assert (there.text, there.ids) == (here.text, here.ids)
+        assert len(there.logprobs) == len(there.tokens)
 
 
 @pytest.mark.parametrize("line", [":think off", ":template enable_thinking=false"])

@@ -247,7 +247,10 @@ def make_prompts(
 ) -> list[Prompt]:
     """Return what `make_prompt` does for each of several conversations, in one process."""
     if template.remote is not None:
-        return [template.remote(messages, parse_special) for messages in conversations]
+        return [
+            template.remote(messages, parse_special, template.variables)
+            for messages in conversations
+        ]
     rendered, probe_texts = render_with_probes(
         template, tokenizer, [(each, True) for each in conversations], parse_special, [_PROBE]
     )

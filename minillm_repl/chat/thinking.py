@@ -8,11 +8,12 @@ from typing import Any
 
 from minillm_repl.checkpoint import ChatTemplate
 from minillm_repl.language import _
-from minillm_repl.tokenizer import Tokenizer
+from minillm_repl.tokenizer import THOUGHT_TAGS, Tokenizer
 
-OPEN, CLOSE = "<think>", "</think>"
+OPEN, CLOSE = THOUGHT_TAGS
+START_OF_THOUGHT = f"{OPEN}\n"
 END_OF_THOUGHT = f"\n{CLOSE}\n\n"
-_SWITCHES = ("enable_thinking", "thinking")  # variables of templates: Qwen 3 and most, Granite
+SWITCHES = ("enable_thinking", "thinking")  # variables of templates: Qwen 3 and most, Granite
 _NAME = re.compile(r"[A-Za-z_]\w{0,63}", re.ASCII)
 _RESERVED = frozenset(  # a template is given these by the program
     {"messages", "add_generation_prompt", "tools", "documents", "bos_token", "eos_token"}
@@ -32,22 +33,14 @@ class ThoughtSplitter:
     """Tells thoughts from the answer in a text that comes in pieces.
 
     `is_open` says that the text begins inside a block, `has_answer` that the block is over. Only a
-    block at the start counts: later, a tag is text. `tag_ids` are the tokens of the tags where
-    these have no text of their own.
+    block at the start counts: later, a tag is text.
     """
 
-    def __init__(
-        self,
-        *,
-        is_open: bool = False,
-        has_answer: bool = False,
-        tag_ids: tuple[int | None, int | None] = (None, None),
-    ) -> None:
+    def __init__(self, *, is_open: bool = False, has_answer: bool = False) -> None:
         self.n_tokens = 0  # of thought, without the tags
         self.text = ""  # of the thoughts so far
         self._state = "thought" if is_open else "answer" if has_answer else "start"
         self._held = ""  # may be the beginning of a tag
-        self._tags = dict(zip(tag_ids, (OPEN, CLOSE), strict=True))
 
     @property
     def is_thinking(self) -> bool:
@@ -57,8 +50,6 @@ class ThoughtSplitter:
     def feed(self, text: str, token: int | None = None) -> list[Piece]:
         """Return what is certain of the text so far; `token` is the one that brought the text."""
         was_thinking = self.is_thinking
-        if token is not None and not text:
-            text = self._tags.get(token, "")
         pieces = self._split(self._held + text)
         if was_thinking and self.is_thinking and token is not None:
             self.n_tokens += 1
@@ -102,14 +93,10 @@ def splitter_after(
 
     `is_continued` says that the prompt ends with a part of the answer.
     """
-    tag_ids = (tokenizer.token_to_id(OPEN), tokenizer.token_to_id(CLOSE))
-    names = dict(zip(tag_ids, (OPEN.encode(), CLOSE.encode()), strict=True))
-    data = b"".join(tokenizer.token_bytes(each) or names.get(each, b"") for each in prompt_ids)
+    data = b"".join(map(tokenizer.token_bytes, prompt_ids))
     last_open, last_close = data.rfind(OPEN.encode()), data.rfind(CLOSE.encode())
     is_open = last_open > last_close and (is_continued or data.rstrip().endswith(OPEN.encode()))
-    return ThoughtSplitter(
-        is_open=is_open, has_answer=is_continued and not is_open, tag_ids=tag_ids
-    )
+    return ThoughtSplitter(is_open=is_open, has_answer=is_continued and not is_open)
 
 
 def end_of_thought(tokenizer: Tokenizer) -> list[int]:
@@ -124,17 +111,23 @@ def without_thought(
     knows blocks but has no variable for them.
     """
     ids = list(prompt_ids)
-    if switch_of(template) or CLOSE not in template.source:
+    if switches_of(template) or CLOSE not in template.source:
         return ids
     if splitter_after(tokenizer, ids).is_thinking:
         return ids + end_of_thought(tokenizer)
-    empty = f"{OPEN}\n{END_OF_THOUGHT}"
+    empty = f"{START_OF_THOUGHT}{END_OF_THOUGHT}"
     return ids + tokenizer.encode(empty, add_special=False, parse_special=True)
 
 
-def switch_of(template: ChatTemplate) -> str:
-    """Return the variable that turns thinking on and off in a template; empty if it has none."""
-    return next((name for name in _SWITCHES if re.search(rf"\b{name}\b", template.source)), "")
+def switches_of(template: ChatTemplate) -> tuple[str, ...]:
+    """Return the variable that turns thinking on and off in a template; none if it has none.
+
+    Of a template that a server keeps to itself, all that there are: others change nothing.
+    """
+    if template.remote is not None and not template.source:
+        return SWITCHES
+    known = (name for name in SWITCHES if re.search(rf"\b{name}\b", template.source))
+    return tuple(known)[:1]
 
 
 def parse_variables(words: Sequence[str]) -> tuple[str, ...]:
@@ -146,6 +139,14 @@ def parse_variables(words: Sequence[str]) -> tuple[str, ...]:
     return tuple(words)
 
 
+def without_thoughts(text: str) -> str:
+    """Return an answer without the block at its start."""
+    splitter = ThoughtSplitter()
+    pieces = [*splitter.feed(text), *splitter.finish()]
+    answer = "".join(piece.text for piece in pieces if not piece.is_thought)
+    return answer.lstrip("\n") if splitter.text else answer
+
+
 def with_variables(
     template: ChatTemplate, words: Sequence[str], *, thinks: bool | None = None
 ) -> ChatTemplate:
@@ -153,9 +154,8 @@ def with_variables(
     it can be, else a text. `thinks` sets the one for thinking, if the template has it.
     """
     chosen: dict[str, Any] = {}
-    switch = switch_of(template)
-    if switch and thinks is not None:
-        chosen[switch] = thinks
+    if thinks is not None:
+        chosen = dict.fromkeys(switches_of(template), thinks)
     chosen |= {word.partition("=")[0]: _value(word.partition("=")[2]) for word in words}
     if not chosen:
         return template

@@ -124,8 +124,8 @@ class ChatTemplate:
 
     source: str
     variables: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # bos_token: <s>
-    # What renders it, of a model on a server, which keeps the template: from messages, and whether
-    # names of special tokens mean the tokens, to a `chat.Prompt`.
+    # What renders it, of a model on a server, which keeps the template: from messages, whether
+    # names of special tokens mean the tokens, and variables, to a `chat.Prompt`.
     remote: Callable[..., Any] | None = None
 
 

@@ -5,7 +5,7 @@
 really tells. `events.py` makes the events of a generation of it, `decoder.py` a decoder.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +32,7 @@ class Facts:
     scores_prompt: bool = False  # it tells the log-probabilities of a prompt
     completes: bool = False  # it continues a text
     chats: bool = False  # it answers messages
+    template: str = ""  # the source of its chat template, where it tells
     cares: bool = False  # it answers a crisis in the place of its model (:help care)
     eos_token_ids: tuple[int, ...] = ()
     start_ids: tuple[int, ...] = ()  # before each text
@@ -79,6 +80,7 @@ class Part:
     """What one chunk of an answer brings."""
 
     text: str = ""
+    thought: str = ""  # what a server tells apart from the answer
     entries: tuple[Entry, ...] = ()
     finish: str = ""  # why it ended: "stop", "length"; empty before the end
     error: str = ""  # what the server says went wrong
@@ -91,6 +93,7 @@ class Job:
     ids: Sequence[int] = ()
     text: str = ""
     messages: Sequence[Message] = ()
+    variables: Mapping[str, Any] = field(default_factory=dict)  # for the template of messages
     sampling: Sampling = field(default_factory=Sampling)
     seed: int = 0
     stop: Sequence[str] = ()

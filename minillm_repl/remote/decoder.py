@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from minillm_repl.errors import UserError
 from minillm_repl.generate import (
+    AnswerEvent,
     GenerationConfig,
-    GenerationEvent,
     TokenScore,
     never_interrupted,
 )
@@ -122,7 +122,7 @@ class RemoteDecoder:
         config: GenerationConfig,
         rng: np.random.Generator,
         interrupted: Callable[[], bool],
-    ) -> Iterator[GenerationEvent] | None:
+    ) -> Iterator[AnswerEvent] | None:
         """Return the events of a text that the server samples; None if it is sampled here."""
         self.interrupted = interrupted
         if self.samples_here:

@@ -1,16 +1,18 @@
 """The events of a text that a server samples. A number that the server does not tell is None."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from math import exp, inf, log, log2
 from time import perf_counter
 
+from minillm_repl.chat.thinking import END_OF_THOUGHT, START_OF_THOUGHT
 from minillm_repl.errors import UserError
 from minillm_repl.generate import (
+    AnswerEvent,
     Candidate,
     Finished,
     GenerationConfig,
-    GenerationEvent,
+    Inserted,
     Listing,
     Reason,
     Sampling,
@@ -37,8 +39,9 @@ def remote_events(
     config: GenerationConfig,
     seed: int,
     interrupted: Callable[[], bool],
-) -> Iterator[GenerationEvent]:
-    """Yield a `Step` for each token that a server names, and `Finished`.
+) -> Iterator[AnswerEvent]:
+    """Yield a `Step` for each token that a server names, and `Finished`. The tags of thoughts that
+    it tells apart are `Inserted`.
 
     What had come stays when the server breaks off: the reason is `cut`. Raises UserError if nothing
     has come.
@@ -47,12 +50,13 @@ def remote_events(
     job = make_job(engine.facts, tokenizer, ids, config, seed)
     started, first, tokens, text = perf_counter(), 0.0, 0, ""
     reason, detail = "cut", _("the server broke off")
-    parts = engine.parts(job, interrupted)
     steps = Steps(engine.facts, tokenizer)
     try:
-        for part in parts:
+        for tag, part in tagged(engine.parts(job, interrupted)):
             first = first or perf_counter()
-            text += part.text
+            text += tag + part.text
+            if tag:
+                yield Inserted(ids=(tokenizer.intern(tag.encode()),), text=tag)
             for step in steps.of(part):
                 tokens += 1
                 yield step
@@ -78,6 +82,24 @@ def remote_events(
     )
 
 
+def tagged(parts: Iterable[Part]) -> Iterator[tuple[str, Part]]:
+    """Yield each part with all that it says as its text, after the tag that comes before it.
+
+    So a text is as a model writes it, also where a server tells the thoughts apart.
+    """
+    is_open = False
+    for part in parts:
+        if part.thought:
+            yield "" if is_open else START_OF_THOUGHT, replace(part, text=part.thought, finish="")
+            is_open = True
+            if not part.text and not part.finish:
+                continue
+            part = replace(part, entries=())  # they are those of the thought  # noqa: PLW2901
+        tag = END_OF_THOUGHT if is_open and part.text else ""
+        is_open = is_open and not tag
+        yield tag, part
+
+
 def check_samplers(engine: Engine, sampling: Sampling) -> None:
     """Raise UserError for a sampler that is on and that a server does not have."""
     for name in (*SAMPLER_ORDER, "mirostat", *NO_NUMBERS):
@@ -100,9 +122,10 @@ def make_job(
     seed: int,
 ) -> Job:
     """Return what a server is asked. Raises UserError for what it cannot continue."""
-    messages = tokenizer.conversation(ids)
+    messages, variables = tokenizer.conversation(ids)
     job = Job(
         messages=messages,
+        variables=variables,
         sampling=config.sampling,
         seed=seed,
         stop=tuple(config.stop),

@@ -141,7 +141,7 @@ def _try(engine: Engine, job: Job) -> _Trial | None:
     for asked in (openai.MOST_LISTED, 5, 0):
         try:
             parts = _few_parts(engine, job, asked)
-            if not any(part.text or part.entries or part.finish for part in parts):
+            if not any(part.text or part.thought or part.entries or part.finish for part in parts):
                 return None  # an answer of another shape
             return _Trial(_first_entry(parts), asked)
         except ServerError as error:

@@ -4,7 +4,7 @@ A server without a tokenizer still says texts. Each piece of text gets an id her
 FIRST_OWN_ID on, so that the program can keep the text as ids; tables show no number for it.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from minillm_repl.chat import Message
@@ -13,6 +13,9 @@ from minillm_repl.language import _
 from minillm_repl.remote import Listed
 from minillm_repl.remote.engines import Engine
 from minillm_repl.tokenizer import FIRST_OWN_ID, Tokenizer
+
+Talk = tuple[tuple[Message, ...], Mapping[str, Any]]
+"""Messages, and variables for the chat template that writes them."""
 
 
 class RemoteTokenizer(Tokenizer):
@@ -24,7 +27,7 @@ class RemoteTokenizer(Tokenizer):
         self._known: dict[int, Listed] = {}
         self._own: list[bytes] = []
         self._own_ids: dict[bytes, int] = {}
-        self._conversations: dict[int, tuple[Message, ...]] = {}
+        self._conversations: dict[int, Talk] = {}
 
     @property
     def vocab_size(self) -> int:
@@ -81,17 +84,23 @@ class RemoteTokenizer(Tokenizer):
             self._own.append(data)
         return self._own_ids[data]
 
-    def intern_messages(self, messages: Sequence[Message]) -> int:
-        """Return an id that stands for a conversation, which the server writes itself."""
+    def intern_messages(
+        self,
+        messages: Sequence[Message],
+        variables: Mapping[str, Any] = {},
+    ) -> int:
+        """Return an id that stands for a conversation, which the server writes itself with
+        variables of its chat template.
+        """
         shown = "".join(f"{each.role}: {each.content}\n" for each in messages)
         token = FIRST_OWN_ID + len(self._own)  # each is a new one: two may look alike
         self._own.append(shown.encode("utf-8", "replace"))
-        self._conversations[token] = tuple(messages)
+        self._conversations[token] = tuple(messages), variables
         return token
 
-    def conversation(self, ids: Sequence[int]) -> tuple[Message, ...]:
-        """Return the conversation that ids stand for; empty where they are a text."""
-        return self._conversations.get(ids[0], ()) if ids else ()
+    def conversation(self, ids: Sequence[int]) -> Talk:
+        """Return the conversation that ids stand for; without messages where they are a text."""
+        return self._conversations.get(ids[0], ((), {})) if ids else ((), {})
 
     def has_server_ids(self, ids: Sequence[int]) -> bool:
         """Tell whether all ids are the server's own."""

@@ -79,12 +79,12 @@ class Conversation:
         Raises UserError if the chat template refuses the messages, or the text is too long.
         """
         from minillm_repl.chat import Message, fit_messages
-        from minillm_repl.chat.thinking import with_variables, without_thought
+        from minillm_repl.chat.thinking import without_thought
+        from minillm_repl.repl.thinking import chosen_template
 
         context, template = model.decoder.context_length, model.checkpoint.chat_template
         assert template is not None
-        thinks = {"on": True, "off": False}.get(str(settings.think))
-        template = with_variables(template, settings.template, thinks=thinks)
+        template = chosen_template(template, settings)
         system = [Message("system", settings.system)] if settings.system else []
         # The setting of today counts, not the system prompt of the turns before.
         before = [] if is_first else self.messages
@@ -96,7 +96,7 @@ class Conversation:
         )
         self.turn_end_ids = prompt.eos_token_ids
         ids = prompt.ids
-        if thinks is False:
+        if settings.think == "off":
             ids = without_thought(template, model.checkpoint.tokenizer, ids)
         self.start_turn(ids, settings, prompt_messages=tuple(kept_messages))
         return (len(messages) - len(kept_messages)) // 2
@@ -193,7 +193,7 @@ class Conversation:
         from minillm_repl.generate.detokenizer import text_token_ids
         from minillm_repl.generate.generate import generate
         from minillm_repl.generate.sampling import make_rng
-        from minillm_repl.repl.thinking import limit_thought, splitter_of
+        from minillm_repl.repl.thinking import check_limit, limit_thought, splitter_of
 
         tokenizer = model.checkpoint.tokenizer
         start, before = len(self.ids), self.answer(tokenizer)
@@ -219,6 +219,7 @@ class Conversation:
 
         events: Iterator[AnswerEvent]
         if isinstance(settings.think, int) and self.turns[-1].prompt_messages:
+            check_limit(self.ids, model.decoder.name)
             events = limit_thought(run, splitter_of(self, tokenizer), settings.think, tokenizer)
         else:
             events = run(0)

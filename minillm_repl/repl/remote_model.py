@@ -124,7 +124,7 @@ def open_remote(url: str, name: str, key: str) -> "tuple[Checkpoint, RemoteDecod
         config=cast("AnyConfig", config),
         tokenizer=tokenizer,
         tensors=_NoWeights(message),
-        chat_template=ChatTemplate("", remote=render) if facts.chats else None,
+        chat_template=ChatTemplate(facts.template, remote=render) if facts.chats else None,
         eos_token_ids=facts.eos_token_ids,
         recommended=check_recommended(facts.recommended)[0],
     )
@@ -136,8 +136,9 @@ def _render(
     tokenizer: "RemoteTokenizer",
     messages: Sequence[Message],
     parse_special: bool,
+    variables: Mapping[str, Any],
 ) -> Prompt:
-    rendered = engine.render(messages, parse_special=parse_special)
+    rendered = engine.render(messages, variables, parse_special=parse_special)
     if rendered is None:
-        return Prompt([tokenizer.intern_messages(messages)], ())
+        return Prompt([tokenizer.intern_messages(messages, variables)], ())
     return Prompt(list(rendered.ids), rendered.eos_token_ids)

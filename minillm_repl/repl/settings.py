@@ -149,7 +149,8 @@ class Settings(Sampling):
         "<think> block dimmed, apart from the answer. on and off set the template's variable "
         "enable_thinking (or thinking); where it has none, off begins the answer after an empty "
         "block. hide shows one line in place of the thoughts; `:scroll` shows them. After N "
-        "tokens of thought the program writes </think>, and the model answers.",
+        "tokens of thought the program writes </think>, and the model answers. A server that "
+        "only takes messages is asked to think or not, and cannot be limited (docs/remote.md).",
         unit="tokens",
         special_values={"auto": "auto", "on": "on", "off": "off", "hide": "hide"},
         example="off",

@@ -1,6 +1,6 @@
 """A limit on what a reasoning model thinks: after so many tokens, it answers."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -9,18 +9,43 @@ from minillm_repl.chat.thinking import (
     ThoughtSplitter,
     end_of_thought,
     splitter_after,
+    with_variables,
 )
+from minillm_repl.checkpoint import ChatTemplate
+from minillm_repl.errors import UserError
 from minillm_repl.generate import AnswerEvent, Finished, GenerationEvent, Inserted, Step
-from minillm_repl.tokenizer import Tokenizer
+from minillm_repl.language import _
+from minillm_repl.repl.settings import Settings
+from minillm_repl.tokenizer import FIRST_OWN_ID, Tokenizer
 
 if TYPE_CHECKING:
     from minillm_repl.repl.conversation import Conversation
+
+
+_THINKS = {"on": True, "off": False}
 
 
 def splitter_of(conversation: "Conversation", tokenizer: Tokenizer) -> ThoughtSplitter:
     """Return what tells thoughts from the answer in what the model writes next."""
     is_continued = bool(conversation.answer(tokenizer))
     return splitter_after(tokenizer, conversation.ids, is_continued=is_continued)
+
+
+def check_limit(ids: Sequence[int], source: str) -> None:
+    """Raise UserError where a server answers messages: such an answer cannot be continued."""
+    if ids and ids[0] >= FIRST_OWN_ID:
+        raise UserError(
+            _(
+                "{source} cannot be told when to end its thoughts: `:think auto` lets it, "
+                "`:think off` asks for none",
+                source=source,
+            )
+        )
+
+
+def chosen_template(template: ChatTemplate, settings: Settings) -> ChatTemplate:
+    """Return a chat template with the variables that are set, that for thinking included."""
+    return with_variables(template, settings.template, thinks=_THINKS.get(str(settings.think)))
 
 
 def limit_thought(

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from math import log
 from typing import Any
 
-from minillm_repl.generate import Candidate, Finished, Step
+from minillm_repl.chat.thinking import ThoughtSplitter
+from minillm_repl.generate import Candidate, Finished, Inserted, Step
 from minillm_repl.serve.engine import Event, Scored
 from minillm_repl.serve.requests import Completion
 from minillm_repl.tokenizer import Token, Tokenizer
@@ -89,6 +90,15 @@ def entries_of_prompt(scored: Scored, tokenizer: Tokenizer) -> list[TokenEntry]:
     ]
 
 
+@dataclass(frozen=True)
+class Added:
+    """What an event adds to an answer."""
+
+    text: str
+    thought: str  # where thoughts stand apart
+    entries: list[TokenEntry]
+
+
 @dataclass
 class Answer:
     """What has come of one answer so far."""
@@ -97,12 +107,14 @@ class Answer:
     tokenizer: Tokenizer
     eos_token_ids: Sequence[int]
     prompt_tokens: int
+    splitter: ThoughtSplitter | None = None  # of thoughts that stand apart
     text: str = ""
+    thought: str = ""
     entries: list[TokenEntry] = field(default_factory=list)
     finished: Finished | None = None
-    _generated: str = ""  # the part of `text` that is no prompt
+    _generated: str = ""  # the part of the text that is no prompt
 
-    def add(self, event: Event) -> tuple[str, list[TokenEntry]]:
+    def add(self, event: Event) -> Added:
         """Take an event; return the text and the tokens that it adds. An end token is not one."""
         text, entries = "", list[TokenEntry]()
         if isinstance(event, Scored):
@@ -115,12 +127,30 @@ class Answer:
             if event.id not in self.eos_token_ids:
                 n_candidates = self.completion.n_candidates or 0
                 entries = [entry_of_step(event, self.tokenizer, n_candidates)]
+        elif isinstance(event, Inserted):
+            text = event.text
+            self._generated += text
         else:
             self.finished = event
             text = event.text[len(self._generated) :]  # what waited, lest it begin a stop string
+        thought = ""
+        if self.splitter:
+            thought, text = self._apart(self.splitter, text)
+        self.thought += thought
         self.text += text
         self.entries += entries
-        return text, entries
+        return Added(text, thought, entries)
+
+    def _apart(self, splitter: ThoughtSplitter, text: str) -> tuple[str, str]:
+        """Return what a text adds to the thoughts and to the answer, without the lines between."""
+        pieces = splitter.feed(text) + (splitter.finish() if self.finished else [])
+        thought = "".join(piece.text for piece in pieces if piece.is_thought)
+        answer = "".join(piece.text for piece in pieces if not piece.is_thought)
+        if not self.thought:
+            thought = thought.lstrip("\n")
+        if splitter.text and not self.text:
+            answer = answer.lstrip("\n")
+        return thought, answer
 
     @property
     def finish_reason(self) -> str | None:

@@ -6,16 +6,29 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from minillm_repl.chat import Message, make_prompt
+from minillm_repl.chat.thinking import splitter_after, without_thought
 from minillm_repl.errors import UserError
-from minillm_repl.generate import Finished, GenerationConfig, Prefill, Step, TokenScore
+from minillm_repl.generate import (
+    AnswerEvent,
+    Finished,
+    GenerationConfig,
+    GenerationEvent,
+    Inserted,
+    Prefill,
+    Step,
+    TokenScore,
+)
 from minillm_repl.generate.generate import check_finite, generate, prefill
 from minillm_repl.generate.sampling import make_rng
 from minillm_repl.repl.conversation import fresh_seed
 from minillm_repl.repl.model_loading import LoadedModel
-from minillm_repl.serve.requests import Completion, Prompt, RequestError
+from minillm_repl.repl.settings import Settings
+from minillm_repl.repl.thinking import chosen_template, limit_thought
+from minillm_repl.serve import RequestError
+from minillm_repl.serve.requests import Completion, Prompt
 
 MAX_WAITING = 64  # requests that wait for the model; more are refused with 503
 MAX_SECONDS = 600.0  # of computing one request
@@ -30,7 +43,7 @@ class Scored:
     scores: tuple[TokenScore, ...] = ()
 
 
-Event = Scored | Step | Finished
+Event = Scored | Step | Inserted | Finished
 Sent = Event | list[float] | Exception | None  # logits are a list; None ends a job
 _END = None
 
@@ -72,24 +85,29 @@ class Engine:
         return ids
 
     def chat_ids(
-        self, messages: Sequence[Message], *, special: bool
+        self, messages: Sequence[Message], settings: Settings, *, special: bool
     ) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Return the ids of a conversation, and the ids that end its answer.
+
+        The settings have variables for the template, and whether the model thinks.
 
         Raises RequestError if the model has no chat template, or the template refuses it.
         """
         checkpoint = self.model.checkpoint
         if checkpoint.chat_template is None:
             raise RequestError(400, "the model has no chat template; use /v1/completions")
+        template, tokenizer = checkpoint.chat_template, checkpoint.tokenizer
         try:
             with self._templates:
-                prompt = make_prompt(
-                    checkpoint.chat_template, checkpoint.tokenizer, messages, parse_special=special
-                )
+                chosen = chosen_template(template, settings)
+                prompt = make_prompt(chosen, tokenizer, messages, parse_special=special)
         except UserError as error:
             raise RequestError(400, str(error), "messages") from None
-        self._check_fits(prompt.ids)
-        return tuple(prompt.ids), prompt.eos_token_ids
+        ids = prompt.ids
+        if settings.think == "off":
+            ids = without_thought(template, tokenizer, ids)
+        self._check_fits(ids)
+        return tuple(ids), prompt.eos_token_ids
 
     def _check_fits(self, ids: Sequence[int]) -> None:
         context = self.model.decoder.context_length
@@ -170,11 +188,22 @@ class Engine:
             rules=model.token_rules(settings, eos_token_ids),
             context_shift=False,
             n_candidates=completion.n_candidates or 0,
+            answer_start=len(ids),
         )
-        rng = make_rng(fresh_seed(settings))
-        for event in generate(
-            model.decoder, model.checkpoint.tokenizer, ids, config, rng, interrupted
-        ):
+        tokenizer, seed, text = model.checkpoint.tokenizer, fresh_seed(settings), list(ids)
+
+        def run(done: int) -> Iterator[GenerationEvent]:
+            """Continue the text after `done` tokens of this answer."""
+            rest = replace(config, max_tokens=max(0, config.max_tokens - done))
+            return generate(model.decoder, tokenizer, text, rest, make_rng(seed, done), interrupted)
+
+        answer: Iterator[AnswerEvent] = run(0)
+        if isinstance(settings.think, int) and completion.messages:
+            splitter = splitter_after(tokenizer, ids)
+            answer = limit_thought(run, splitter, settings.think, tokenizer)
+        for event in answer:
+            if isinstance(event, Step | Inserted):
+                text.extend(event.ids if isinstance(event, Inserted) else [event.id])
             if not isinstance(event, Prefill):
                 yield event
 

@@ -7,6 +7,8 @@ from typing import Any, NoReturn
 
 from minillm_repl.chat import Message
 from minillm_repl.repl.settings import DEFAULT_ANSWER_TOKENS, DEFAULT_COMPLETION_TOKENS, Settings
+from minillm_repl.serve import RequestError
+from minillm_repl.serve.form import are_thoughts_apart, template_settings
 from minillm_repl.settings import parse_number, specs
 
 Prompt = str | tuple[int, ...]
@@ -49,14 +51,6 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
 }
 
 
-class RequestError(Exception):
-    """A request that is refused: an HTTP status, and why."""
-
-    def __init__(self, status: int, message: str, field_name: str | None = None) -> None:
-        super().__init__(message)
-        self.status, self.message, self.field_name = status, message, field_name
-
-
 @dataclass(frozen=True, kw_only=True)
 class Completion:
     """Texts to continue, or a conversation to answer; of a conversation, there is one."""
@@ -70,6 +64,7 @@ class Completion:
     stream: bool = False
     usage_at_end: bool = False  # a stream ends with the numbers of tokens
     special: bool = False  # names of special tokens in a prompt mean the tokens
+    thoughts_apart: bool = False  # else they stand in the answer, with their tags
 
 
 def parse_body(data: bytes) -> Mapping[str, Any]:
@@ -113,14 +108,23 @@ def parse_chat(body: Mapping[str, Any], defaults: Settings, vocab_size: int) -> 
     return _checked(
         Completion(
             messages=parse_chat_messages(body),
-            settings=_settings(body, defaults, vocab_size),
+            settings=parse_template(body, _settings(body, defaults, vocab_size)),
             max_tokens=_or_default(maximum, defaults.max_tokens or DEFAULT_ANSWER_TOKENS),
             n_candidates=listed if _flag(body, "logprobs") else None,
             stream=_flag(body, "stream"),
             usage_at_end=_wants_usage(body),
             special=defaults.special,
+            thoughts_apart=are_thoughts_apart(body),
         )
     )
+
+
+def parse_template(body: Mapping[str, Any], defaults: Settings) -> Settings:
+    """Return settings with what a request says of the chat template. Raises RequestError."""
+    found = template_settings(body)
+    if "template" in found:  # a later word counts
+        found["template"] = (*defaults.template, *found["template"])
+    return replace(defaults, **found)
 
 
 def parse_chat_messages(body: Mapping[str, Any]) -> tuple[Message, ...]:

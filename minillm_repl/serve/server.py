@@ -19,9 +19,7 @@ from minillm_repl.language import _
 from minillm_repl.repl.model_loading import LoadedModel
 from minillm_repl.repl.settings import Settings
 from minillm_repl.safetext import safe_line
-from minillm_repl.serve.requests import (
-    RequestError,
-)
+from minillm_repl.serve import RequestError
 from minillm_repl.serve.service import Service, error_body
 
 _IDLE_SECONDS = 5  # between two requests of one connection
@@ -87,6 +85,7 @@ def make_application(
     routes = {
         ("GET", "/v1/models"): service.models,
         ("GET", "/health"): service.health,
+        ("GET", "/props"): service.properties,
         ("POST", "/v1/completions"): service.completions,
         ("POST", "/v1/chat/completions"): service.chat,
         ("POST", "/tokenize"): service.tokenize,

@@ -12,20 +12,22 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
+from minillm_repl.chat.thinking import splitter_after
 from minillm_repl.errors import UserError
 from minillm_repl.repl.care import Help, is_caring
 from minillm_repl.repl.model_loading import LoadedModel
 from minillm_repl.repl.settings import Settings
-from minillm_repl.serve.answers import Answer, Json, chat_logprobs, text_logprobs
+from minillm_repl.serve import RequestError
+from minillm_repl.serve.answers import Added, Answer, Json, chat_logprobs, text_logprobs
 from minillm_repl.serve.care import care_choice, care_chunks, without_crises
 from minillm_repl.serve.engine import Engine
 from minillm_repl.serve.requests import (
     Completion,
-    RequestError,
     parse_body,
     parse_chat,
     parse_chat_messages,
     parse_completion,
+    parse_template,
     text_field,
     token_ids,
 )
@@ -56,6 +58,11 @@ class Service:
             "sampling": dict(self.engine.model.checkpoint.recommended),
         }
         return JSONResponse({"object": "list", "data": [model]})
+
+    async def properties(self, _request: Request) -> Response:
+        """Tell the chat template of the model."""
+        template = self.engine.model.checkpoint.chat_template
+        return JSONResponse({"chat_template": template.source if template else ""})
 
     async def health(self, _request: Request) -> Response:
         """Tell that it runs."""
@@ -96,9 +103,11 @@ class Service:
     async def apply_template(self, request: Request) -> Response:
         """Return the prompt of a conversation, as text and as ids."""
         body = await read_body(request)
-        messages = parse_chat_messages(body)
+        messages, settings = parse_chat_messages(body), parse_template(body, self.settings)
         special = bool(body.get("parse_special", self.settings.special))
-        ids, ends = await run_in_threadpool(self.engine.chat_ids, messages, special=special)
+        ids, ends = await run_in_threadpool(
+            self.engine.chat_ids, messages, settings, special=special
+        )
         tokens = (
             self._tokenizer.token_bytes(each) or self._tokenizer.special_name(each).encode()
             for each in ids
@@ -123,7 +132,7 @@ class Service:
         for answer, ids in zip(answers, prompts, strict=True):
             await self._complete(request, answer, ids, ())
         choices = [
-            _text_choice(answer, answer.text, answer.entries, 0) | {"index": index}
+            _text_choice(answer, Added(answer.text, "", answer.entries), 0) | {"index": index}
             for index, answer in enumerate(answers)
         ]
         usage = {key: sum(answer.usage[key] for answer in answers) for key in answers[0].usage}
@@ -140,10 +149,14 @@ class Service:
                 return self._care(completion, crisis_help)
             completion = replace(completion, messages=messages)
         ids, turn_ends = await run_in_threadpool(
-            self.engine.chat_ids, completion.messages, special=completion.special
+            self.engine.chat_ids,
+            completion.messages,
+            completion.settings,
+            special=completion.special,
         )
         ends = self.engine.model.checkpoint.eos_token_ids + turn_ends
-        answer = Answer(completion, self._tokenizer, ends, len(ids))
+        splitter = splitter_after(self._tokenizer, ids) if completion.thoughts_apart else None
+        answer = Answer(completion, self._tokenizer, ends, len(ids), splitter)
         if completion.stream:
             chunks = self._chunks(answer, ids, turn_ends, _chat_chunk, "chatcmpl")
             return StreamingResponse(chunks, media_type="text/event-stream")
@@ -151,7 +164,8 @@ class Service:
         wants_logprobs = completion.n_candidates is not None
         choice = {
             "index": 0,
-            "message": {"role": "assistant", "content": answer.text, "refusal": None},
+            "message": {"role": "assistant", "content": answer.text, "refusal": None}
+            | ({"reasoning_content": answer.thought} if answer.thought else {}),
             "logprobs": chat_logprobs(answer.entries) if wants_logprobs else None,
             "finish_reason": answer.finish_reason,
         }
@@ -202,7 +216,7 @@ class Service:
         answer: Answer,
         ids: tuple[int, ...],
         turn_ends: tuple[int, ...],
-        make_choice: "Callable[[Answer, str, Any, int], Json]",
+        make_choice: "Callable[[Answer, Added, int], Json]",
         prefix: str,
     ) -> AsyncIterator[str]:
         """Yield the answer as server-sent events; an error, if one comes, is the last."""
@@ -219,8 +233,7 @@ class Service:
                 yield chunk(choices=[first])
             async for event in self.engine.run(answer.completion, ids, turn_ends):
                 start = len(answer.text)
-                text, entries = answer.add(event)
-                yield chunk(choices=[make_choice(answer, text, entries, start)])
+                yield chunk(choices=[make_choice(answer, answer.add(event), start)])
             if answer.completion.usage_at_end:
                 yield chunk(choices=[], usage=answer.usage)
             yield "data: [DONE]\n\n"
@@ -228,22 +241,25 @@ class Service:
             yield f"data: {json.dumps(error_body(str(error), None))}\n\n"
 
 
-def _text_choice(answer: Answer, text: str, entries: Any, start: int) -> Json:
+def _text_choice(answer: Answer, added: Added, start: int) -> Json:
     wants_logprobs = answer.completion.n_candidates is not None
     return {
         "index": 0,
-        "text": text,
-        "logprobs": text_logprobs(entries, start) if wants_logprobs else None,
+        "text": added.text,
+        "logprobs": text_logprobs(added.entries, start) if wants_logprobs else None,
         "finish_reason": answer.finish_reason,
     }
 
 
-def _chat_chunk(answer: Answer, text: str, entries: Any, _start: int) -> Json:
-    wants_logprobs = answer.completion.n_candidates is not None and entries
+def _chat_chunk(answer: Answer, added: Added, _start: int) -> Json:
+    wants_logprobs = answer.completion.n_candidates is not None and added.entries
+    delta = {"reasoning_content": added.thought} if added.thought else {}
+    if added.text or (added.entries and not delta):
+        delta["content"] = added.text
     return {
         "index": 0,
-        "delta": {"content": text} if text or entries else {},
-        "logprobs": chat_logprobs(entries) if wants_logprobs else None,
+        "delta": delta,
+        "logprobs": chat_logprobs(added.entries) if wants_logprobs else None,
         "finish_reason": answer.finish_reason,
     }
 

@@ -14,6 +14,9 @@ from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.safetext import safe_line, show_token
 
+THOUGHT_TAGS = ("<think>", "</think>")
+"""Text, also where a model's files call them special: thoughts are told by them."""
+
 FIRST_OWN_ID = 1 << 31
 """From here on, an id is not the model's: it stands for text whose ids a server does not tell."""
 
@@ -262,13 +265,17 @@ class CharacterTokenizer(Tokenizer):
         """Return the UTF-8 bytes of the character, or one byte; none for a special token."""
         if token < len(self.characters):
             return self.characters[token].encode()
-        return bytes([token - self._first_byte]) if token >= self._first_byte else b""
+        if token >= self._first_byte:
+            return bytes([token - self._first_byte])
+        name = self.specials[token - len(self.characters)]
+        return name.encode() if name in THOUGHT_TAGS else b""
 
     def special_name(self, token: int) -> str:
         """Return the name of a special token; empty for a character or a byte."""
         if not len(self.characters) <= token < self._first_byte:
             return ""
-        return self.specials[token - len(self.characters)]
+        name = self.specials[token - len(self.characters)]
+        return "" if name in THOUGHT_TAGS else name
 
     @property
     def special_names(self) -> list[str]:

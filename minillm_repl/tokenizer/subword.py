@@ -13,7 +13,7 @@ from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.safetext import safe_line
 from minillm_repl.sandbox import largest_token_id
-from minillm_repl.tokenizer import Escapes, Span, Tokenizer
+from minillm_repl.tokenizer import THOUGHT_TAGS, Escapes, Span, Tokenizer
 from minillm_repl.tokenizer.description import (
     find_unk_token,
     make_name_decoder,
@@ -84,7 +84,9 @@ class SubwordTokenizer(Tokenizer):
         self._added_tokens = self._tokenizer.get_added_tokens_decoder()
         # Special tokens without a role (`<|im_end|>`) are control too, and never text.
         self._special_tokens = {
-            token: entry.content for token, entry in self._added_tokens.items() if entry.special
+            token: entry.content
+            for token, entry in self._added_tokens.items()
+            if entry.special and entry.content not in THOUGHT_TAGS
         }
         # A vocabulary with scores is a list, which the library has numbered.
         vocabulary = description["model"].get("vocab")
@@ -92,9 +94,13 @@ class SubwordTokenizer(Tokenizer):
             vocabulary = self._tokenizer.get_vocab(with_added_tokens=False)
         self._names = {token: name for name, token in vocabulary.items()}
         self._decode_name = make_name_decoder(description, self._tokenizer)
-        ordinary = [entry for entry in self._added_tokens.items() if not entry[1].special]
-        self._names |= {token: entry.content for token, entry in ordinary}
-        self._token_bytes = {token: entry.content.encode() for token, entry in ordinary}
+        ordinary = {
+            token: entry.content
+            for token, entry in self._added_tokens.items()
+            if token not in self._special_tokens
+        }
+        self._names |= ordinary
+        self._token_bytes = {token: name.encode() for token, name in ordinary.items()}
         self.prefix = " " if continuing != description and strips_space(description) else ""
         self.unk_token = find_unk_token(description)
         self._plain_tokenizer, self._plain_tokenizer_without_prefix = self._make_plain_tokenizers(
@@ -122,7 +128,7 @@ class SubwordTokenizer(Tokenizer):
         In them the special tokens have random names, where a model would find the real ones.
         """
         # A BPE splits such a name into ordinary tokens once the library is told to ignore it.
-        if not matches_special_names(description) or not self._special_tokens:
+        if not matches_special_names(description) or not self.special_names:
             return self._tokenizer, self._tokenizer_without_prefix
         hidden = rename_tokens(description, random_names(self._added_tokens))
         whole = json.dumps(hidden, ensure_ascii=False)
@@ -278,7 +284,7 @@ class SubwordTokenizer(Tokenizer):
     @property
     def special_names(self) -> list[str]:
         """The names of all special tokens."""
-        return list(self._special_tokens.values())
+        return [entry.content for entry in self._added_tokens.values() if entry.special]
 
     @property
     def added_names(self) -> list[str]:

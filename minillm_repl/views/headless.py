@@ -13,7 +13,7 @@ from rich.console import Console
 
 import minillm_repl.views as views_package
 from minillm_repl.errors import UsageError, UserError
-from minillm_repl.generate import Finished, Step
+from minillm_repl.generate import AnswerEvent, Finished, Inserted, Step
 from minillm_repl.language import _
 from minillm_repl.render.console import Screen, Transcript
 from minillm_repl.repl.arguments import Layer
@@ -124,8 +124,8 @@ def generate(shell: Shell, prompt: str, candidates: int) -> Generation:
     steps = tuple(event for event in events if isinstance(event, Step))
     ids = conversation.ids[len(prompt_ids) :]
     with np.errstate(divide="ignore"):  # a probability below the smallest float is 0
-        probs = np.array([step.model_prob for step in steps[: len(ids)]], np.float64)
-        logprobs = np.log(probs)  # NaN where a server does not tell
+        probs = np.array(_model_probs(events)[: len(ids)], np.float64)
+        logprobs = np.log(probs)  # NaN where a server does not tell, and of what was inserted
     return Generation(
         prompt=prompt,
         text=finished.text,
@@ -137,6 +137,17 @@ def generate(shell: Shell, prompt: str, candidates: int) -> Generation:
         seed=conversation.seed,
         messages=tuple(conversation.messages),
     )
+
+
+def _model_probs(events: list[AnswerEvent]) -> list[float | None]:
+    """Return the probability of each token of an answer."""
+    probs = list[float | None]()
+    for event in events:
+        if isinstance(event, Step):
+            probs.append(event.model_prob)
+        elif isinstance(event, Inserted):
+            probs += [None] * len(event.ids)
+    return probs
 
 
 def without_model(prompt: str, messages: "tuple[Message, ...]") -> Generation:

@@ -44,9 +44,11 @@ class Engine(Protocol):
         """Return what ids stand for."""
         return [Listed(text=f"#{token}", id=token) for token in ids]
 
-    def render(self, messages: Sequence[Message], *, parse_special: bool) -> Rendered | None:
+    def render(
+        self, messages: Sequence[Message], variables: Mapping[str, Any], *, parse_special: bool
+    ) -> Rendered | None:
         """Return the prompt of a conversation; None if the server writes it unseen."""
-        del messages, parse_special
+        del messages, variables, parse_special
         return None
 
     def request(self, job: Job) -> tuple[str, Json]:
@@ -115,6 +117,15 @@ class Engine(Protocol):
         """Return each token of a text from position `since` on, with its log-probability."""
         del ids, since, n_listed, interrupted
         raise UserError(no_scores(self.facts.source))
+
+
+def no_variables(source: str) -> str:
+    """Return what to say where a server's chat template takes no variables."""
+    return _(
+        "{source} takes no variables for a chat template: `:template off` and `:think auto` send "
+        "none",
+        source=source,
+    )
 
 
 def no_scores(source: str) -> str:

@@ -1,6 +1,6 @@
 """llama.cpp's server by its own routes: ids, true bytes, as many raw log-probabilities as asked."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from minillm_repl.chat import Message
@@ -8,6 +8,7 @@ from minillm_repl.language import _
 from minillm_repl.remote import Entry, Facts, Job, Json, Listed, Part, Rendered, numbers
 from minillm_repl.remote.engines import PENALTIES, Engine
 from minillm_repl.remote.http import Connection, ServerError
+from minillm_repl.tokenizer import THOUGHT_TAGS
 
 _FEW = 100  # tokens to list where the size of the vocabulary is not told
 # Our order (generate/sampling.py). All others are off: the server's own defaults would count.
@@ -34,6 +35,7 @@ def facts(connection: Connection, model: Json, properties: Json) -> Facts:
         exact_bytes=True,
         completes=True,
         chats=bool(properties.get("chat_template")),
+        template=numbers.text(properties.get("chat_template")),
         start_ids=tuple(numbers.ids(numbers.fields(start).get("tokens")) or ()),
     )
 
@@ -70,11 +72,14 @@ class LlamaCppEngine(Engine):
             found.append(Listed(text=text or f"#{token}", bytes=data, id=token))
         return found
 
-    def render(self, messages: Sequence[Message], *, parse_special: bool) -> Rendered | None:
+    def render(
+        self, messages: Sequence[Message], variables: Mapping[str, Any], *, parse_special: bool
+    ) -> Rendered | None:
         """Return the prompt of a conversation; names of special tokens always mean the tokens."""
         del parse_special
         talk = [{"role": each.role, "content": each.content} for each in messages]
-        answer = self.connection.post("/apply-template", {"messages": talk})
+        more = {"chat_template_kwargs": dict(variables)} if variables else {}
+        answer = self.connection.post("/apply-template", {"messages": talk, **more})
         prompt = numbers.text(numbers.fields(answer).get("prompt"))
         found = self.tokenize(prompt, add_special=True, parse_special=True) or []
         ids = [each.id for each in found if each.id is not None]
@@ -100,6 +105,7 @@ class LlamaCppEngine(Engine):
             "seed": job.seed,
             "stop": list(job.stop),
             "return_tokens": True,
+            "preserved_tokens": list(THOUGHT_TAGS),  # text, whatever the model's file says
             "stream": True,
             **self.more(job),
         }

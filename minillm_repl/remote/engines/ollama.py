@@ -4,8 +4,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+from minillm_repl.chat.thinking import SWITCHES
+from minillm_repl.errors import UserError
 from minillm_repl.remote import Facts, Job, Json, Part, numbers
-from minillm_repl.remote.engines import PENALTIES, Engine
+from minillm_repl.remote.engines import PENALTIES, Engine, no_variables
 from minillm_repl.remote.engines.openai import facts as openai_facts
 from minillm_repl.remote.engines.openai import talk
 from minillm_repl.remote.http import Connection
@@ -44,8 +46,15 @@ class OllamaEngine(Engine):
         if n_listed:
             body |= {"logprobs": True, "top_logprobs": n_listed}
         if job.messages:
-            return "/api/chat", body | {"messages": talk(job)}
+            return "/api/chat", body | {"messages": talk(job)} | self._think(job)
         return "/api/generate", body | {"prompt": job.text, "raw": True}
+
+    def _think(self, job: Job) -> Json:
+        """Return the one variable that ollama knows, if it is set. Raises UserError for others."""
+        switches = [job.variables[name] for name in SWITCHES if name in job.variables]
+        if len(switches) < len(job.variables):
+            raise UserError(no_variables(self.facts.source))
+        return {"think": switches[0]} if switches else {}
 
     def events(self, chunks: Iterator[bytes]) -> Iterator[Any]:
         """Yield the lines of a stream."""
@@ -58,6 +67,7 @@ class OllamaEngine(Engine):
         reason = numbers.text(found.get("done_reason")) or "stop"
         return Part(
             text=numbers.text(place.get("content" if job.messages else "response")),
+            thought=numbers.text(place.get("thinking")),
             entries=numbers.entries(found.get("logprobs"), exact_bytes=False),
             finish=reason if found.get("done") is True else "",
         )

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from minillm_repl.chat.thinking import without_thoughts
 from minillm_repl.language import _
 from minillm_repl.remote import Entry, Facts, Job, Json, Listed, Part, numbers
 from minillm_repl.remote.engines import PENALTIES, Engine
@@ -46,6 +47,8 @@ class OpenAIEngine(Engine):
             return "/v1/completions", body | {"prompt": prompt} | (
                 {"logprobs": n_listed} if n_listed else {}
             )
+        if job.variables:
+            body["chat_template_kwargs"] = dict(job.variables)
         return "/v1/chat/completions", body | {"messages": talk(job)} | (
             {"logprobs": True, "top_logprobs": n_listed} if n_listed else {}
         )
@@ -69,13 +72,14 @@ class OpenAIEngine(Engine):
         choice = numbers.fields((numbers.items(numbers.fields(event).get("choices")) or [{}])[0])
         logprobs = numbers.fields(choice.get("logprobs"))
         finish = numbers.text(choice.get("finish_reason"))
-        if job.messages:
-            text = numbers.text(numbers.fields(choice.get("delta")).get("content"))
-        else:
-            text = numbers.text(choice.get("text"))
+        delta = numbers.fields(choice.get("delta"))
+        text = numbers.text(delta.get("content") if job.messages else choice.get("text"))
+        # vLLM has renamed it.
+        thought = numbers.text(delta.get("reasoning_content") or delta.get("reasoning"))
         # llama.cpp sends the chat shape in completions too.
         entries = numbers.entries(logprobs.get("content"), exact_bytes=self.facts.exact_bytes)
-        return Part(text=text, entries=entries or legacy_entries(logprobs), finish=finish)
+        entries = entries or legacy_entries(logprobs)
+        return Part(text=text, thought=thought, entries=entries, finish=finish)
 
 
 def legacy_entries(logprobs: Json) -> tuple[Entry, ...]:
@@ -110,5 +114,11 @@ def legacy_token(text: str, value: Any) -> Listed:
 
 
 def talk(job: Job) -> list[Json]:
-    """Return the messages of a job as JSON."""
-    return [{"role": each.role, "content": each.content} for each in job.messages]
+    """Return the messages of a job as JSON: answers without their thoughts, as templates want."""
+    return [
+        {
+            "role": each.role,
+            "content": without_thoughts(each.content) if each.role == "assistant" else each.content,
+        }
+        for each in job.messages
+    ]

@@ -1,6 +1,6 @@
 """Our own server (`--serve`, docs/server.md): ids, exact bytes, all log-probabilities."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from minillm_repl.chat import Message
@@ -17,6 +17,7 @@ def facts(connection: Connection, model: Json) -> Facts:
     """Return what the server says of its model. Raises ServerError."""
     vocab_size = numbers.count(model.get("vocab_size"))
     start = numbers.fields(connection.ask("/tokenize", {"content": ""}))
+    properties = numbers.fields(connection.get("/props"))
     return Facts(
         engine=NAME,
         source=_("{engine} at {address}", engine=NAME, address=connection.address.name),
@@ -30,6 +31,7 @@ def facts(connection: Connection, model: Json) -> Facts:
         scores_prompt=True,
         completes=True,
         chats=model.get("chats") is True,
+        template=numbers.text(properties.get("chat_template")),
         cares=model.get("care") is True,
         eos_token_ids=tuple(numbers.ids(model.get("eos_token_ids")) or ()),
         start_ids=tuple(numbers.ids(start.get("tokens")) or ()),
@@ -88,10 +90,13 @@ class OwnEngine(Engine):
             for token, data, name in zip(ids, pieces, names, strict=True)
         ]
 
-    def render(self, messages: Sequence[Message], *, parse_special: bool) -> Rendered | None:
+    def render(
+        self, messages: Sequence[Message], variables: Mapping[str, Any], *, parse_special: bool
+    ) -> Rendered | None:
         """Return the prompt of a conversation."""
         talk = [{"role": each.role, "content": each.content} for each in messages]
-        body = {"messages": talk, "parse_special": parse_special}
+        body: Json = {"messages": talk, "parse_special": parse_special}
+        body |= {"chat_template_kwargs": dict(variables)} if variables else {}
         found = numbers.fields(self.connection.post("/apply-template", body))
         ids = numbers.ids(found.get("tokens"))
         if not ids:

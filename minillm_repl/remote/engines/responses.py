@@ -2,8 +2,9 @@
 
 from typing import Any
 
+from minillm_repl.errors import UserError
 from minillm_repl.remote import Job, Json, Part, numbers
-from minillm_repl.remote.engines import Engine
+from minillm_repl.remote.engines import Engine, no_variables
 from minillm_repl.remote.engines.openai import talk
 
 _ENDS = {"response.completed": "stop", "response.incomplete": "length"}
@@ -15,6 +16,8 @@ class ResponsesEngine(Engine):
     def request(self, job: Job) -> tuple[str, Json]:
         """Return a request of `/v1/responses`."""
         n_listed = job.n_listed
+        if job.variables:
+            raise UserError(no_variables(self.facts.source))
         body: Json = {
             "model": self.facts.model,
             "input": talk(job),
@@ -38,6 +41,8 @@ class ResponsesEngine(Engine):
                 text=numbers.text(found.get("delta")),
                 entries=numbers.entries(found.get("logprobs"), exact_bytes=False),
             )
+        if kind == "response.reasoning_text.delta":
+            return Part(thought=numbers.text(found.get("delta")))
         if kind in ("error", "response.failed"):
             failed = numbers.fields(numbers.fields(found.get("response")).get("error"))
             said = numbers.text(found.get("message")) or numbers.text(failed.get("message"))

@@ -7,6 +7,7 @@ from itertools import groupby
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from minillm_repl.checkpoint import (
     TRANSPOSED,
@@ -153,10 +154,15 @@ def _read_rows(piece: SourceTensor, location: TensorLocation, name: str) -> RowB
     return RowBlocks(F32, np.ascontiguousarray(values).view(np.uint8)[None])
 
 
+def _joined(rows: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    # A copy of one alone, an embedding of 160 MB, would be seen in the peak of memory.
+    return rows[0] if len(rows) == 1 else np.concatenate(rows)
+
+
 def _as_matrix(parts: Sequence[RowBlocks]) -> Weight:
     """Return rows one below the other as a matrix: an array of plain floats, or packed blocks."""
     runs = [
-        RowBlocks(kind, np.concatenate([part.data for part in run]))
+        RowBlocks(kind, _joined([part.data for part in run]))
         for kind, run in groupby(parts, key=lambda part: part.kind)
     ]
     arrays = [run.data.view(FLOATS[run.kind.name]) for run in runs if not run.kind.bits]

@@ -203,8 +203,9 @@ class GGUFTokenizer:
         scores = self._list("scores", float)
         if len(scores) != len(self._tokens):
             raise UserError(_("it has a score for only some of its tokens"))
+        # Each by itself: half a million pairs of new strings would take much memory.
         mergeable = {
-            token
+            token: token
             for token, kind in zip(self._tokens, self._types, strict=True)
             if kind not in (UNKNOWN, CONTROL, BYTE)
         }
@@ -215,8 +216,8 @@ class GGUFTokenizer:
             if token not in mergeable or len(token) > _MAX_MERGE_TOKEN:
                 continue
             for place in range(1, len(token)):
-                left, right = token[:place], token[place:]
-                if left in mergeable and right in mergeable:
+                left, right = mergeable.get(token[:place]), mergeable.get(token[place:])
+                if left is not None and right is not None:
                     merges.append([left, right])
         return merges
 

@@ -3,11 +3,13 @@
 import json
 import re
 
+import httpx
 import jsonschema
 import numpy as np
 import pytest
 from transformers import AutoTokenizer, GPT2Tokenizer
 
+import minillm_repl as mr
 from minillm_repl.checkpoint.load_save import load
 from minillm_repl.errors import UserError
 from minillm_repl.generate import Finished, GenerationConfig, Sampling, Step
@@ -20,6 +22,7 @@ from minillm_repl.storage.paths import find_checkpoint
 from tests.conftest import random_checkpoint
 from tests.outside import outside
 from tests.test_lessons import printed, shell_for
+from tests.test_server import server
 
 llguidance = pytest.importorskip("llguidance")
 
@@ -246,6 +249,71 @@ def test_a_hostile_schema_or_grammar_is_one_line(hangul, tmp_path, name, text, m
         assert "\n" not in str(error)
     else:
         assert message in ("", ".")
+
+
+GBNF = 'root ::= ("예" | "아니요") "."'
+PERSON = {"type": "json_schema", "json_schema": {"name": "person", "schema": SCHEMA}}
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    with server(tmp_path_factory.mktemp("home"), "--ckpt", "hangul") as (_process, url):
+        yield f"{url}/v1"
+
+
+def post(served, prompt="안녕?", **fields):
+    talk = {"messages": [{"role": "user", "content": prompt}], "max_tokens": 300, "temperature": 1}
+    return httpx.post(f"{served}/chat/completions", json=talk | fields, timeout=120)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_over_http_answers_obey_openais_and_llama_cpps_formats(served, seed):
+    def said(**fields):
+        choice = post(served, seed=seed, **fields).json()["choices"][0]
+        assert choice["finish_reason"] == "stop", choice
+        return choice["message"]["content"]
+
+    for fields in ({"response_format": PERSON}, {"json_schema": SCHEMA}):
+        jsonschema.validate(json.loads(said(**fields)), SCHEMA)
+    assert said(grammar=GBNF) in ("예.", "아니요.")
+    nothing = {"type": "object", "properties": {}, "additionalProperties": False}
+    assert json.loads(said(response_format={"type": "json_object", "schema": nothing})) == {}
+    assert said(response_format={"type": "text"}) == said()
+    # The older route has them too, and the answer is that of `:format` here.
+    body = {"prompt": "안녕", "grammar": GBNF, "seed": seed, "temperature": 0.8}
+    there = httpx.post(f"{served}/completions", json=body, timeout=60).json()["choices"][0]
+    here = mr.load("hangul").generate("안녕", format="choice=예.,아니요.", seed=seed, temp=0.8)
+    assert (there["text"], there["finish_reason"]) == (here.text, "stop")
+
+
+def test_an_object_of_any_kind_is_json_as_far_as_it_goes(served):
+    choice = post(served, response_format={"type": "json_object"}, seed=1).json()["choices"][0]
+    text, is_cut = choice["message"]["content"], choice["finish_reason"] == "length"
+    assert text.startswith("{")
+    if not is_cut:
+        assert isinstance(json.loads(text), dict)
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"response_format": "json"}, "response_format"),
+        ({"response_format": {"type": "xml"}}, "response_format"),
+        ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format"),
+        ({"json_schema": []}, "json_schema"),
+        ({"json_schema": {"$ref": "#"}}, "json_schema"),
+        ({"json_schema": {"$ref": "file:///etc/passwd"}}, "json_schema"),
+        ({"grammar": 1}, "grammar"),
+        ({"grammar": "a" * (1 << 19)}, "grammar"),
+        ({"grammar": "start: start start"}, "grammar"),
+        ({"grammar": GBNF, "response_format": PERSON}, "grammar"),
+        ({"response_format": PERSON, "stream": True, "json_schema": {}}, "json_schema"),
+    ],
+)
+def test_over_http_a_format_that_cannot_be_is_refused_by_name(served, fields, named):
+    answer = post(served, **fields)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, named)
+    assert "\n" not in answer.json()["error"]["message"]
 
 
 def test_without_the_library_the_line_that_installs_it_is_told(nalssi, monkeypatch):

@@ -253,6 +253,15 @@ def test_a_template_without_a_variable_gets_an_empty_block_and_one_that_opens_it
     plain.run_line("abc")  # a model that completes does not care
 
 
+def test_an_answer_with_a_format_begins_after_the_block_that_the_prompt_opens():
+    pytest.importorskip("llguidance")
+    shell = shell_of(thinker(R1))
+    shell.run_line(":format choice=XY,no")
+    shell.run_line("hi")
+    assert prompt_of(shell).endswith("<|im_start|>assistant<think>\n\n</think>\n\n")
+    assert shell.session.conversation.messages[-1].content == "XY"
+
+
 def test_thoughts_of_earlier_turns_are_the_templates_to_leave_out(shell):
     shell.run_line("hi")
     shell.run_line("ho")

@@ -22,11 +22,11 @@ from minillm_repl.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
-_MAX_FILE = 1 << 18  # bytes of a schema or a grammar
+MAX_FILE = 1 << 18  # bytes of a schema or a grammar
 _MAX_TYPED = 1 << 12  # characters of an expression, or of choices
 # A small model may write spaces for ever where the grammar lets it.
 _JSON_OPTIONS = {"whitespace_pattern": "[ ]?"}
-_ANY_OBJECT = '{"type": "object"}'
+ANY_OBJECT = '{"type": "object"}'
 
 
 class FormatSource(NamedTuple):
@@ -34,32 +34,33 @@ class FormatSource(NamedTuple):
 
     kind: Literal["json", "regex", "choice", "grammar"]
     text: str
-    said: str  # as it was typed, for messages
+    name: str  # what it is called in messages: `:format json`
 
 
 def read_format(said: str) -> FormatSource:
     """Return what a value of `:format` means; a schema or a grammar is read. Raises UserError."""
     kind, _equals, value = said.partition("=")
+    name = f":format {safe_line(said[:60])}"
     if said == "json":
-        return FormatSource("json", _ANY_OBJECT, said)
+        return FormatSource("json", ANY_OBJECT, name)
     if kind in ("json", "grammar"):
-        return FormatSource("json" if kind == "json" else "grammar", _read(value), said)
+        return FormatSource("json" if kind == "json" else "grammar", _read(value), name)
     if len(value) > _MAX_TYPED:
         raise UserError(_("{what} is too long", what=f":format {kind}"))
-    return FormatSource("regex" if kind == "regex" else "choice", value, said)
+    return FormatSource("regex" if kind == "regex" else "choice", value, name)
 
 
 def _read(name: str) -> str:
     path = Path(name).expanduser()
     try:
         with path.open("rb") as file:
-            data = file.read(_MAX_FILE + 1)
+            data = file.read(MAX_FILE + 1)
     except OSError as error:
         why = safe_line(error.strerror or str(error))
         raise UserError(_("cannot read {name}: {why}", name=safe_line(name), why=why)) from None
-    if len(data) > _MAX_FILE:
+    if len(data) > MAX_FILE:
         raise UserError(
-            _("{name} has more than {size:,} bytes", name=safe_line(name), size=_MAX_FILE)
+            _("{name} has more than {size:,} bytes", name=safe_line(name), size=MAX_FILE)
         )
     try:
         return data.decode("utf-8-sig")
@@ -78,7 +79,7 @@ def parse_choices(text: str) -> list[str]:
 
 def _grammar(source: FormatSource, tokenizer: Tokenizer) -> str:
     """Return the grammar of a format as llguidance takes it. Raises UserError."""
-    kind, text, said = source
+    kind, text, name = source
     if kind == "choice":
         choices = parse_choices(text)
         unknown = "".join(
@@ -91,7 +92,7 @@ def _grammar(source: FormatSource, tokenizer: Tokenizer) -> str:
         strings = (json.dumps(each, ensure_ascii=False) for each in choices)
         return json.dumps({"grammars": [{"lark_grammar": f"start: {' | '.join(strings)}"}]})
     request: dict[str, Any] = {"kind": kind, "text": text, "options": _JSON_OPTIONS}
-    grammar: str = run_sandboxed("grammar", f":format {safe_line(said[:60])}", **request)
+    grammar: str = run_sandboxed("grammar", name, **request)
     return grammar
 
 
@@ -140,13 +141,12 @@ class Constraint:
     """A compiled format. `start` begins an answer."""
 
     def __init__(self, source: FormatSource, tokenizer: Tokenizer, vocabulary: Vocabulary) -> None:
-        self.said = source.said
+        self.name = source.name
         self._vocabulary = vocabulary
         self._matcher = make_matcher(vocabulary.library, _grammar(source, tokenizer))
         if self._matcher.is_error():
             error = safe_line(self._matcher.get_error().partition("\n")[0])
-            what = f":format {safe_line(source.said[:60])}"
-            raise UserError(_("{what} cannot be used: {error:.200}", what=what, error=error))
+            raise UserError(_("{what} cannot be used: {error:.200}", what=self.name, error=error))
 
     def start(self, ids: Sequence[int] = ()) -> "FormatState":
         """Return the state after the tokens of an answer so far.
@@ -158,19 +158,14 @@ class Constraint:
             if not state.allowed[token] or self._vocabulary.ends[token]:
                 raise UserError(
                     _(
-                        "the answer so far does not fit `:format {said}`; a new prompt begins "
+                        "the answer so far does not fit `{what}`; a new prompt begins "
                         "another one, and `:format off` lets it go on",
-                        said=safe_line(self.said[:60]),
+                        what=self.name,
                     )
                 )
             state.advance(token)
         if state.ended == "stuck" and not ids:
-            raise UserError(
-                _(
-                    "no token of the vocabulary can begin `:format {said}`",
-                    said=safe_line(self.said[:60]),
-                )
-            )
+            raise UserError(_("no token of the vocabulary can begin `{what}`", what=self.name))
         return state
 
 

@@ -12,7 +12,7 @@ from minillm_repl.tokenizer import Tokenizer
 from minillm_repl.tokenizer.lookup import find_token_ids
 
 if TYPE_CHECKING:
-    from minillm_repl.generate.constraint import Constraint, Vocabulary
+    from minillm_repl.generate.constraint import Constraint, FormatSource, Vocabulary
 
 _BREAKERS = b'\n:"*'  # those of llama.cpp
 _MAX_BIAS = 1000.0  # of a logit: more changes nothing
@@ -32,10 +32,11 @@ class RuleMaker:
         ban: Sequence[str] = (),
         bias: Sequence[str] = (),
         has_dry: bool = False,
-        answer_format: str = "",
+        answer_format: "str | FormatSource" = "",
         eos_token_ids: Sequence[int] = (),
     ) -> TokenRules:
-        """Return the rules that words mean: tokens to ban, `TOKEN=+2`, and a value of `:format`.
+        """Return the rules that words mean: tokens to ban, `TOKEN=+2`, and a value of `:format`,
+        or what such a value says.
 
         Raises UserError, also where the library for formats is missing.
 
@@ -57,11 +58,14 @@ class RuleMaker:
             constraint=self._compile(answer_format, eos_token_ids) if answer_format else None,
         )
 
-    def _compile(self, answer_format: str, eos_token_ids: Sequence[int]) -> "Constraint":
+    def _compile(
+        self, answer_format: "str | FormatSource", eos_token_ids: Sequence[int]
+    ) -> "Constraint":
         """Return a format, compiled again only where it, or its file, has changed."""
         from minillm_repl.generate.constraint import Constraint, Vocabulary, read_format
 
-        source, ends = read_format(answer_format), tuple(sorted(set(eos_token_ids)))
+        source = read_format(answer_format) if isinstance(answer_format, str) else answer_format
+        ends = tuple(sorted(set(eos_token_ids)))
         key = source, ends
         if self._constraint and self._constraint[0] == key:
             return self._constraint[1]

@@ -79,8 +79,7 @@ class Conversation:
         Raises UserError if the chat template refuses the messages, or the text is too long.
         """
         from minillm_repl.chat import Message, fit_messages
-        from minillm_repl.chat.thinking import without_thought
-        from minillm_repl.repl.thinking import chosen_template
+        from minillm_repl.repl.thinking import chosen_template, finish_prompt
 
         context, template = model.decoder.context_length, model.checkpoint.chat_template
         assert template is not None
@@ -95,9 +94,13 @@ class Conversation:
             template, model.checkpoint.tokenizer, messages, max_prompt_tokens, settings.special
         )
         self.turn_end_ids = prompt.eos_token_ids
-        ids = prompt.ids
-        if settings.think == "off":
-            ids = without_thought(template, model.checkpoint.tokenizer, ids)
+        ids = finish_prompt(
+            template,
+            model.checkpoint.tokenizer,
+            prompt.ids,
+            thinks=settings.think != "off",
+            has_format=bool(settings.format),
+        )
         self.start_turn(ids, settings, prompt_messages=tuple(kept_messages))
         return (len(messages) - len(kept_messages)) // 2
 

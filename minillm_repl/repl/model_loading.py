@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # numpy is imported by the thread that loads, while the user 
 
     from minillm_repl.checkpoint import Checkpoint, Progress
     from minillm_repl.generate import Decoder
+    from minillm_repl.generate.constraint import FormatSource
     from minillm_repl.generate.rules import RuleMaker
     from minillm_repl.model.build import LanguageModel
     from minillm_repl.model.hooks import Hook
@@ -96,8 +97,16 @@ class LoadedModel:
         ]
         return found
 
-    def token_rules(self, settings: Settings, eos_token_ids: Sequence[int] = ()) -> "TokenRules":
-        """Return what the settings say of tokens, as ids of this model. Raises UserError."""
+    def token_rules(
+        self,
+        settings: Settings,
+        eos_token_ids: Sequence[int] = (),
+        form: "FormatSource | None" = None,
+    ) -> "TokenRules":
+        """Return what the settings say of tokens, as ids of this model; `form` is another format.
+
+        Raises UserError.
+        """
         if self.server is not None and not getattr(self.decoder, "samples_here", False):
             if settings.ban or settings.bias or settings.format:
                 raise UserError(
@@ -112,7 +121,7 @@ class LoadedModel:
             ban=settings.ban,
             bias=settings.bias,
             has_dry=settings.dry > 0,
-            answer_format=settings.format,
+            answer_format=form or settings.format,
             eos_token_ids=eos_token_ids,
         )
 

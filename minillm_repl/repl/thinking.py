@@ -10,6 +10,7 @@ from minillm_repl.chat.thinking import (
     end_of_thought,
     splitter_after,
     with_variables,
+    without_thought,
 )
 from minillm_repl.checkpoint import ChatTemplate
 from minillm_repl.errors import UserError
@@ -46,6 +47,23 @@ def check_limit(ids: Sequence[int], source: str) -> None:
 def chosen_template(template: ChatTemplate, settings: Settings) -> ChatTemplate:
     """Return a chat template with the variables that are set, that for thinking included."""
     return with_variables(template, settings.template, thinks=_THINKS.get(str(settings.think)))
+
+
+def finish_prompt(
+    template: ChatTemplate,
+    tokenizer: Tokenizer,
+    ids: Sequence[int],
+    *,
+    thinks: bool,
+    has_format: bool,
+) -> list[int]:
+    """Return a rendered prompt up to where the answer begins: after an empty block for a model
+    that shall not think, and after the end of one that the prompt opens, if the answer has a
+    format: it begins with what is written next.
+    """
+    prompt = list(ids) if thinks else without_thought(template, tokenizer, ids)
+    is_open = has_format and splitter_after(tokenizer, prompt).is_thinking
+    return prompt + end_of_thought(tokenizer) if is_open else prompt
 
 
 def limit_thought(

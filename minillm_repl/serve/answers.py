@@ -16,7 +16,14 @@ from minillm_repl.tokenizer import Token, Tokenizer
 Json = dict[str, Any]
 
 # Why a generation ended, in OpenAI's words.
-_FINISH_REASONS = {"end": "stop", "stop": "stop", "length": "length", "context": "length"}
+_FINISH_REASONS = {
+    "end": "stop",
+    "stop": "stop",
+    "length": "length",
+    "context": "length",
+    "format": "stop",
+    "stuck": "length",  # nothing can follow; it is cut
+}
 
 
 @dataclass(frozen=True, kw_only=True)

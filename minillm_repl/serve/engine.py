@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from minillm_repl.chat import Message, make_prompt
-from minillm_repl.chat.thinking import splitter_after, without_thought
+from minillm_repl.chat.thinking import splitter_after
 from minillm_repl.errors import UserError
 from minillm_repl.generate import (
     AnswerEvent,
@@ -26,13 +26,13 @@ from minillm_repl.generate.sampling import make_rng
 from minillm_repl.repl.conversation import fresh_seed
 from minillm_repl.repl.model_loading import LoadedModel
 from minillm_repl.repl.settings import Settings
-from minillm_repl.repl.thinking import chosen_template, limit_thought
+from minillm_repl.repl.thinking import chosen_template, finish_prompt, limit_thought
 from minillm_repl.serve import RequestError
 from minillm_repl.serve.requests import Completion, Prompt
 
 MAX_WAITING = 64  # requests that wait for the model; more are refused with 503
 MAX_SECONDS = 600.0  # of computing one request
-_MAX_TEMPLATES = 2  # processes that render chat templates at once
+_MAX_SANDBOXES = 2  # processes that render chat templates or try formats at once
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ class Engine:
         self.model = model
         self._jobs: queue.Queue[_Job | None] = queue.Queue(MAX_WAITING)
         self._closed = threading.Event()
-        # Each renders in a process with a limit of seconds: many at once would all run out of it.
-        self._templates = threading.Semaphore(_MAX_TEMPLATES)
+        # Each is a process with a limit of seconds: many at once would all run out of it.
+        self._sandboxes = threading.Semaphore(_MAX_SANDBOXES)
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
 
@@ -85,7 +85,12 @@ class Engine:
         return ids
 
     def chat_ids(
-        self, messages: Sequence[Message], settings: Settings, *, special: bool
+        self,
+        messages: Sequence[Message],
+        settings: Settings,
+        *,
+        special: bool,
+        has_format: bool = False,
     ) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Return the ids of a conversation, and the ids that end its answer.
 
@@ -98,16 +103,35 @@ class Engine:
             raise RequestError(400, "the model has no chat template; use /v1/completions")
         template, tokenizer = checkpoint.chat_template, checkpoint.tokenizer
         try:
-            with self._templates:
+            with self._sandboxes:
                 chosen = chosen_template(template, settings)
                 prompt = make_prompt(chosen, tokenizer, messages, parse_special=special)
         except UserError as error:
             raise RequestError(400, str(error), "messages") from None
-        ids = prompt.ids
-        if settings.think == "off":
-            ids = without_thought(template, tokenizer, ids)
+        ids = finish_prompt(
+            template,
+            tokenizer,
+            prompt.ids,
+            thinks=settings.think != "off",
+            has_format=has_format or bool(settings.format),
+        )
         self._check_fits(ids)
         return tuple(ids), prompt.eos_token_ids
+
+    def resolved(self, completion: Completion, turn_end_ids: Sequence[int]) -> Completion:
+        """Return what is asked with its rules for this model's tokens.
+
+        Raises RequestError, also for a format that cannot be.
+        """
+        ends, form = (*self.model.checkpoint.eos_token_ids, *turn_end_ids), completion.form
+        try:
+            with self._sandboxes:
+                rules = self.model.token_rules(completion.settings, ends, form)
+                if rules.constraint:
+                    rules.constraint.start()  # raises where no token can begin it
+        except UserError as error:
+            raise RequestError(400, str(error), form.name if form else None) from None
+        return replace(completion, rules=rules)
 
     def _check_fits(self, ids: Sequence[int]) -> None:
         context = self.model.decoder.context_length
@@ -185,7 +209,7 @@ class Engine:
             sampling=settings,
             stop=settings.stop,
             eos_token_ids=eos_token_ids,
-            rules=model.token_rules(settings, eos_token_ids),
+            rules=completion.rules,
             context_shift=False,
             n_candidates=completion.n_candidates or 0,
             answer_start=len(ids),

@@ -6,9 +6,11 @@ from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 from minillm_repl.chat import Message
+from minillm_repl.generate import NO_RULES, TokenRules
+from minillm_repl.generate.constraint import FormatSource
 from minillm_repl.repl.settings import DEFAULT_ANSWER_TOKENS, DEFAULT_COMPLETION_TOKENS, Settings
 from minillm_repl.serve import RequestError
-from minillm_repl.serve.form import are_thoughts_apart, template_settings
+from minillm_repl.serve.form import are_thoughts_apart, parse_format, template_settings
 from minillm_repl.settings import parse_number, specs
 
 Prompt = str | tuple[int, ...]
@@ -45,7 +47,6 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "n": (1,),
     "best_of": (1,),
     "suffix": ("",),
-    "response_format": ({"type": "text"},),
     "tools": ([],),
     "functions": ([],),
 }
@@ -63,6 +64,8 @@ class Completion:
     echo: bool = False  # the answer begins with the prompt
     stream: bool = False
     usage_at_end: bool = False  # a stream ends with the numbers of tokens
+    form: FormatSource | None = None  # the format of the answer, if the request has one
+    rules: TokenRules = NO_RULES  # what the request says of tokens, as ids of the model
     special: bool = False  # names of special tokens in a prompt mean the tokens
     thoughts_apart: bool = False  # else they stand in the answer, with their tags
 
@@ -95,6 +98,7 @@ def parse_completion(body: Mapping[str, Any], defaults: Settings, vocab_size: in
             echo=_flag(body, "echo"),
             stream=_flag(body, "stream"),
             usage_at_end=_wants_usage(body),
+            form=parse_format(body),
             special=defaults.special,
         )
     )
@@ -113,6 +117,7 @@ def parse_chat(body: Mapping[str, Any], defaults: Settings, vocab_size: int) -> 
             n_candidates=listed if _flag(body, "logprobs") else None,
             stream=_flag(body, "stream"),
             usage_at_end=_wants_usage(body),
+            form=parse_format(body),
             special=defaults.special,
             thoughts_apart=are_thoughts_apart(body),
         )

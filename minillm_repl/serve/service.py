@@ -124,6 +124,7 @@ class Service:
             await run_in_threadpool(self.engine.text_ids, each, special=special)
             for each in completion.prompts
         ]
+        completion = await run_in_threadpool(self.engine.resolved, completion, ())
         ends = self.engine.model.checkpoint.eos_token_ids
         answers = [Answer(completion, self._tokenizer, ends, len(ids)) for ids in prompts]
         if completion.stream:
@@ -153,7 +154,9 @@ class Service:
             completion.messages,
             completion.settings,
             special=completion.special,
+            has_format=completion.form is not None,
         )
+        completion = await run_in_threadpool(self.engine.resolved, completion, turn_ends)
         ends = self.engine.model.checkpoint.eos_token_ids + turn_ends
         splitter = splitter_after(self._tokenizer, ids) if completion.thoughts_apart else None
         answer = Answer(completion, self._tokenizer, ends, len(ids), splitter)

@@ -11,7 +11,7 @@ from minillm_repl.checkpoint.native import save_native
 from minillm_repl.errors import UserError
 from minillm_repl.model.build import build
 from minillm_repl.views import diff
-from minillm_repl.views.ablate import ablation_hook
+from minillm_repl.views.ablation import ablation_hook
 from minillm_repl.views.inspected_text import InspectedText
 from tests.conftest import random_checkpoint
 from tests.test_insight import both  # noqa: F401 - the fixture

@@ -17,7 +17,7 @@ from minillm_repl.language import set_language
 from minillm_repl.repl.answering import respond
 from minillm_repl.repl.workspace import Workspace, Writable
 from minillm_repl.tokenizer import CharacterTokenizer, Token
-from minillm_repl.views.ablate import HeadEffect, ScanView
+from minillm_repl.views.ablate_view import PartEffect, ScanView
 from minillm_repl.views.branch import Branch, BranchesView
 from minillm_repl.views.neurons import Neuron, NeuronsView
 from tests.small import random_checkpoint
@@ -378,9 +378,16 @@ def test_a_way_with_a_stem_has_the_probability_of_all_of_it():
 @pytest.mark.parametrize("width", [40, 80, 200])
 def test_bars_of_a_scan_stand_in_one_column_and_on_one_scale(width):
     heads = tuple(
-        HeadEffect(layer, head, (layer - 6) / 10) for layer in range(12) for head in range(11)
+        PartEffect(f"head {layer}.{head}", "head", layer, head, (layer - 6) / 10)
+        for layer in range(12)
+        for head in range(11)
     )
-    lines = drawn(ScanView((), 1.0, "zero", heads).draw(width), width).splitlines()
+    nothing = {"unseen": 0, "kept": 0, "answer": None, "other": None, "source": "", "texts": 0}
+    view = ScanView(
+        tokens=(), what="heads", how="zero", by="loss", before=1.0, effects=heads, parts=132,
+        **nothing,
+    )  # fmt: skip
+    lines = drawn(view.draw(width), width).splitlines()
     rows = [line for line in lines if "│" in line]
     assert len({line.index("│") for line in rows}) == 1
     bars = {float(line.split()[-1]): line.count("█") for line in rows}

@@ -21,7 +21,7 @@ from minillm_repl.generate.sampling import process_logits, softmax
 from minillm_repl.model.bfloat16 import BFLOAT16, convert
 from minillm_repl.model.build import build, to_arrays
 from minillm_repl.views import qkv, shapes, source
-from minillm_repl.views.ablate import ablation_hook as silencing
+from minillm_repl.views.ablation import ablation_hook as silencing
 from minillm_repl.views.descent import compute as descent_view
 from minillm_repl.views.inspected_text import InspectedText
 from minillm_repl.views.shapes import compute_sizes, sizes

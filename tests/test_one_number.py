@@ -27,7 +27,7 @@ from minillm_repl.model.bfloat16 import convert
 from minillm_repl.model.build import build
 from minillm_repl.storage.paths import find_checkpoint
 from minillm_repl.views import grad, lens, why
-from minillm_repl.views.ablate import compute_scan as scan_view
+from minillm_repl.views.ablate_scan import compute_scan as scan_view
 from minillm_repl.views.compare import compute as compare_view
 from minillm_repl.views.inspected_text import InspectedText
 from minillm_repl.views.prob import compute as prob_view
@@ -185,8 +185,8 @@ def test_every_view_of_half_precision_is_that_of_the_same_weights_widened(case):
     ours = InspectedText(make_decoder(checkpoint).model, checkpoint.tokenizer, ids)
     exact = InspectedText(build(checkpoint.config, wide).double(), checkpoint.tokenizer, ids)
     scan, expected = scan_view(ours), scan_view(exact)
-    there = {(each.layer, each.head): each.change for each in expected.heads}
-    for each in scan.heads:
+    there = {(each.layer, each.head): each.change for each in expected.effects}
+    for each in scan.effects:
         assert each.change == pytest.approx(there[each.layer, each.head], abs=1e-5)
     np.testing.assert_allclose(
         grad.compute(ours, 3).times, grad.compute(exact, 3).times, rtol=1e-3, atol=1e-4

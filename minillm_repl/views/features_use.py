@@ -27,9 +27,9 @@ from minillm_repl.views.features_train import (
     measure,
 )
 from minillm_repl.views.inspected_text import InspectedText, check_layer
-from minillm_repl.views.lens_fit import text_windows
 from minillm_repl.views.lens_maps import digest
 from minillm_repl.views.steering import steering_hook
+from minillm_repl.views.windows import text_windows
 
 if TYPE_CHECKING:
     from torch import Tensor

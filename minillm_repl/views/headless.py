@@ -7,7 +7,7 @@ from functools import cache
 from io import StringIO
 from itertools import accumulate
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from rich.console import Console
 
@@ -16,7 +16,6 @@ from minillm_repl.errors import UsageError, UserError
 from minillm_repl.generate import AnswerEvent, Finished, Inserted, Step
 from minillm_repl.language import _
 from minillm_repl.render.console import Screen, Transcript
-from minillm_repl.repl.arguments import Layer
 from minillm_repl.repl.forms import Forms
 from minillm_repl.repl.model_loading import Intervention, LoadedModel, ModelLoader
 from minillm_repl.repl.registry import Registry, discover, load_plugins
@@ -35,8 +34,6 @@ if TYPE_CHECKING:  # numpy is not needed to find the commands
     from numpy.typing import NDArray
 
     from minillm_repl.chat import Message
-
-_PART = Forms((Layer("optional", required=True),))
 
 
 @cache
@@ -213,18 +210,18 @@ def _last_end(inspected: InspectedText, text: str) -> int:
 
 
 def ablation(shell: Shell, part: str, how: str) -> Intervention:
-    """Return what ablates a layer (`2`) or a head (`2.1`), by `zero` or the `mean` over the text
-    so far. Raises UserError.
+    """Return what ablates a layer (`2`), a head (`2.1`), its MLP (`2.mlp`) or its attention, by
+    `zero` or the `mean` over the text so far. Raises UserError.
     """
-    from minillm_repl.views.ablate import ablation_hook
+    from minillm_repl.views.ablation import How, PartArgument, ablation_hook
 
-    asked = _PART.parse(part)
+    asked = Forms((PartArgument(),)).parse(part)
     if how not in ("zero", "mean"):
         raise UserError(_("ablate needs how='zero', or how='mean' and a text"))
     model = shell.require_model()
     # Zero needs no text: any token serves.
     ids = text_ids(shell, model) if how == "mean" else [0]
-    hook = ablation_hook(inspect_ids(shell, model, ids), asked.layer, asked.head, how)
+    hook = ablation_hook(inspect_ids(shell, model, ids), asked.layer, asked.piece, cast(How, how))
     return Intervention("ablate", lambda: part, hook, part)
 
 

@@ -16,11 +16,11 @@ from minillm_repl.storage.paths import user_path
 from minillm_repl.views.base import import_torch
 from minillm_repl.views.inspected_text import InspectedText, check_finite
 from minillm_repl.views.lens_maps import Kind, LensMaps, digest, measure, places, save
+from minillm_repl.views.windows import file_windows
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from minillm_repl.repl.model_loading import LoadedModel
     from minillm_repl.repl.shell import Shell
 
 Interrupted = Callable[[], bool]
@@ -31,7 +31,6 @@ Progress = tuple[Callable[[], LensMaps], int]
 TEXTS = {"j": 32, "tuned": 64}  # that a lens is fitted on, if not said
 _SKIPPED = 16  # positions at the start, where attention goes that has nothing to do
 _HELD_OUT = 16  # windows, at most; at least one
-_MIN_TOKENS = 4  # of a window
 _MAX_BATCH = 16  # output dimensions in one backward pass
 _BATCH_WORK = 20_000_000_000  # multiplications of a pass: Ctrl-C is looked for between two
 _LOGITS = 1 << 22  # numbers of the logits in a step of training
@@ -179,47 +178,7 @@ def _maps(
     )  # fmt: skip
 
 
-# -- texts, and a whole fit
-
-
-def text_windows(model: "LoadedModel", text: str, count: int, size: int) -> list[tuple[int, ...]]:
-    """Return windows of `size` tokens, spread evenly over a text, each after the start token.
-
-    They do not overlap; there are fewer than `count` where the text is short, and shorter ones
-    where it is very short. Raises UserError if the text is too short for two.
-    """
-    tokenizer = model.checkpoint.tokenizer
-    start = tuple(tokenizer.start_ids)
-    row = tokenizer.encode(text)[len(start) :]
-    inner = min(size - len(start), len(row) // 2)
-    if inner < _MIN_TOKENS:
-        raise UserError(_("the text has {n} tokens: too few to fit a lens", n=len(row)))
-    there = len(row) // inner
-    chosen = (there * each // min(count, there) for each in range(min(count, there)))
-    return [(*start, *row[at * inner : (at + 1) * inner]) for at in chosen]
-
-
-def sample_windows(
-    model: "LoadedModel", count: int, size: int, interrupted: Interrupted
-) -> Iterator[tuple[int, ...]]:
-    """Yield samples of the model, each `size` tokens long, at temperature 1 with no other sampler.
-
-    Each begins with the start token, or with a token by chance. Raises UserError after Ctrl-C.
-    """
-    from minillm_repl.generate import GenerationConfig, Sampling, Step
-    from minillm_repl.generate.generate import generate
-    from minillm_repl.generate.sampling import make_rng
-
-    decoder, tokenizer = model.base_decoder or model.decoder, model.checkpoint.tokenizer
-    for number in range(count):
-        rng = make_rng(number)
-        start = tuple(tokenizer.start_ids) or (int(rng.integers(tokenizer.vocab_size)),)
-        config = GenerationConfig(max_tokens=size - len(start), sampling=Sampling(temp=1.0))
-        events = generate(decoder, tokenizer, start, config, rng, interrupted)
-        ids = [event.id for event in events if isinstance(event, Step)]
-        if interrupted():
-            raise UserError(_("stopped"))
-        yield (*start, *ids)
+# -- a whole fit
 
 
 def fit(
@@ -234,7 +193,9 @@ def fit(
     plain = InspectedText(model.language_model, model.checkpoint.tokenizer, (0,))
     count, size = texts or TEXTS[kind], min(tokens, model.checkpoint.config.context_length)
     with shell.screen.waiting(_("reading the text")) as update:
-        windows = _windows(shell, model, file, count + min(_HELD_OUT, -(-count // 4)), size, update)
+        windows = file_windows(
+            shell, model, file, count + min(_HELD_OUT, -(-count // 4)), size, update
+        )
         held = max(1, min(_HELD_OUT, len(windows) // 5))
         # Spread over the text, as those that are fitted on.
         measured = windows[:: len(windows) // held][:held]
@@ -269,23 +230,3 @@ def _fitting(kind: Kind, done: int, total: int) -> str:
     if kind == "j":
         return _("fitting: {done:,} of {total:,} texts", done=done, total=total)
     return _("fitting: step {done:,} of {total:,}", done=done, total=total)
-
-
-def _windows(
-    shell: "Shell",
-    model: "LoadedModel",
-    file: str,
-    count: int,
-    size: int,
-    update: Callable[[str], None],
-) -> list[tuple[int, ...]]:
-    """Return the windows that a lens is fitted and measured on. Raises UserError."""
-    from minillm_repl.evaluation.items import read_whole
-
-    if file:
-        return text_windows(model, read_whole(user_path(file)), count, size)
-    windows = list[tuple[int, ...]]()
-    for window in sample_windows(model, count, size, shell.interrupted):
-        windows.append(window)
-        update(_("sampling: {done:,} of {total:,} texts", done=len(windows), total=count))
-    return windows

@@ -42,16 +42,24 @@ def random_steering_hooks(
 
     `progress` is called with the share that is done, 0 to 1.
     """
+    for done, vectors in enumerate(random_directions(inspected)):
+        progress(done * len(vectors) / RANDOM_DIRECTIONS)
+        yield steering_hook(vectors, layer, strength)
+
+
+def random_directions(inspected: InspectedText) -> "Iterator[Tensor]":
+    """Yield `RANDOM_DIRECTIONS` random unit vectors, always the same ones, as many at a time as a
+    pass over the text has room for: (n, 1, d_model).
+    """
     import torch
 
-    generator = torch.Generator().manual_seed(0)  # always the same ones
+    generator = torch.Generator().manual_seed(0)
     d_model = inspected.config.d_model
     vectors = torch.randn(RANDOM_DIRECTIONS, 1, d_model, generator=generator)
     unit = torch.nn.functional.normalize(vectors, dim=-1)
     size = max(1, min(_MAX_BATCH, _MAX_ACTIVATION // (len(inspected.ids) * d_model)))
     for start in range(0, RANDOM_DIRECTIONS, size):
-        progress(start / RANDOM_DIRECTIONS)
-        yield steering_hook(unit[start : start + size], layer, strength)
+        yield unit[start : start + size]
 
 
 def residual_norm(inspected: InspectedText, layer: int) -> float:

@@ -1,12 +1,19 @@
 """Ablation: what stands in the place of a part, as in `transformers`; scans against single runs."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 from torch.nn.functional import cross_entropy, normalize
 
 import minillm_repl as mr
 from minillm_repl.errors import UserError
+from minillm_repl.generate.backends import make_decoder
 from minillm_repl.render.export import plain_text
+from minillm_repl.repl.model_loading import LoadedModel, ModelLoader
+from minillm_repl.repl.settings import Settings
+from minillm_repl.views import effect
 from minillm_repl.views.ablate_scan import compute_scan
 from minillm_repl.views.ablation import (
     ablation_hook,
@@ -14,13 +21,14 @@ from minillm_repl.views.ablation import (
     direction_hook,
     direction_places,
 )
+from minillm_repl.views.direction_fit import Direction, LayerQuality
 from minillm_repl.views.edges import WRITES, check_graph, cut_hook
+from minillm_repl.views.headless import make_shell
 from minillm_repl.views.inspected_text import InspectedText
 from tests.conftest import random_checkpoint
 from tests.test_huggingface import random_ids
 from tests.test_insight import make_both, of_text
 from tests.test_interventions import HEAD, LAYER, layers, projection
-from tests.test_terminal import models, visit  # noqa: F401 - the fixtures
 
 
 @pytest.fixture(params=["gpt2", "gpt_neox", "llama tied, biased", "gemma2", "lfm2"])
@@ -253,18 +261,31 @@ def test_a_reference_is_a_file_or_samples_of_the_model(tmp_path):
             model.view("ablate", text, wrong)
 
 
-def test_a_direction_is_removed_while_the_model_writes_and_comes_back(visit, tmp_path):
-    pairs = tmp_path / "pairs.tsv"
-    ends = ("좋다", "맑다", "이다", "있다", "온다", "한다")
-    pairs.write_text("".join(f"날씨가 {end}.\t오늘은 {end}.\n" for end in ends))
-    terminal = visit("--temp", "0", "-n", "8", ckpt="nalssi")
-    terminal.wait_for_prompt()
-    before = terminal.do("오늘").split("\n")[0]
-    terminal.do(f":direction polite from {pairs}")
-    shown = terminal.do(":ablate direction polite")
-    assert "32 random directions of equal norm" in shown
-    terminal.wait_for_toolbar("direction polite removed everywhere")
-    terminal.do(":ablate direction polite 1")  # in its place
-    terminal.wait_for_toolbar("direction polite removed after layer 1")
-    assert "all ablations removed" in terminal.do(":ablate off")
-    assert terminal.do("오늘").split("\n")[0] == before
+def test_a_direction_of_the_session_is_removed_until_off(nalssi):
+    warned = []
+    shell = make_shell(ModelLoader(), LoadedModel(nalssi, make_decoder(nalssi)), Settings(),
+                       warned.append)  # fmt: skip
+    shell.session.conversation.ids = nalssi.tokenizer.encode("날씨가 좋")
+    vectors = np.eye(nalssi.config.n_layers, nalssi.config.d_model, dtype=np.float32)
+    quality = LayerQuality(1, 0.5, 0.75, 1, 0.25, 0.5, 0.5, -1)
+    layers = tuple(replace(quality, auc=at / 9) for at in range(nalssi.config.n_layers))
+    found = Direction("polite", "a", "nalssi", "mean", (4, 2), vectors, vectors, layers)
+    shell.session.workspace.directions["polite"] = found
+    whole = of_text(nalssi, "날씨가 좋")
+    for line, layer, description in (
+        (":ablate direction polite", None, "direction polite removed everywhere"),
+        (":ablate direction polite 1", 1, "direction polite removed after layer 1"),
+    ):
+        shell.run_line(line)  # the second in the place of the first
+        view, model = shell.last_shown, shell.require_model()
+        assert [each.description for each in model.interventions] == [description]
+        along = torch.from_numpy(vectors[found.best_layer if layer is None else layer])
+        places = direction_places(nalssi.config.n_layers, layer)
+        expected = effect.compute(whole, description, direction_hook(along, places))
+        assert view.kl == expected.kl > 0
+        assert view.random.directions == 32
+    shell.run_line(":ablate off")
+    assert not shell.require_model().interventions
+    with pytest.raises(UserError, match="of another model"):
+        shell.session.workspace.directions["polite"] = replace(found, mean=vectors[:1])
+        shell.run_line(":ablate direction polite")

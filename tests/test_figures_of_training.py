@@ -13,7 +13,7 @@ from minillm_repl.checkpoint.load_save import load
 from minillm_repl.checkpoint.native import save_native as save
 from minillm_repl.checkpoint.record import TrainingRecord
 from minillm_repl.cli import main
-from minillm_repl.commands.trained import describe_run, estimate_seconds
+from minillm_repl.commands.training_screen import describe_run, estimate_seconds
 from minillm_repl.errors import UserError
 from minillm_repl.training import tokenize as token_files
 from minillm_repl.training.corpus import open_corpus

@@ -3,20 +3,16 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from minillm_repl.commands.trained import (
-    describe_failure,
-    describe_method,
-    describe_run,
-    finish_run,
-    open_trained,
-)
+from minillm_repl.commands.trained import describe_failure, finish_run, open_trained
 from minillm_repl.errors import UserError
-from minillm_repl.language import _
+from minillm_repl.language import _, _n
 from minillm_repl.render.console import MODEL
+from minillm_repl.render.training_summary import passes_text
 from minillm_repl.repl.job_control import on_process_resume
 from minillm_repl.repl.settings import samplers_heading, verbose_rows
 from minillm_repl.repl.shell import Shell
 from minillm_repl.safetext import safe, safe_line
+from minillm_repl.training.plan import TrainPlan
 
 if TYPE_CHECKING:  # The prompt line starts without torch.
     from rich.console import RenderableType
@@ -25,9 +21,11 @@ if TYPE_CHECKING:  # The prompt line starts without torch.
     from minillm_repl.training import TrainingFinished
     from minillm_repl.training.probes import Probes
     from minillm_repl.training.run import TrainingRun
+    from minillm_repl.training.trainer import Trainer
     from minillm_repl.views.watch import Watch
 
 _SAMPLE_TOKENS = 40  # of the model's own text
+_OPTIMIZERS = {"normuon": "NorMuon", "muon": "Muon"}
 
 
 def run_on_screen(
@@ -69,6 +67,103 @@ def announce(shell: Shell, run: "TrainingRun") -> None:
     if run.step_seconds is not None:
         shell.screen.note(describe_method(run.trainer, run.threads, run.step_seconds))
     shell.screen.note(safe_line(describe_run(run)))
+
+
+def describe_run(run: "TrainingRun") -> str:
+    """Return what is about to happen, in one line."""
+    trainer, corpus = run.trainer, run.corpora.train
+    config, train, val, plan = trainer.model.config, trainer.train, trainer.val, trainer.plan
+    sizes = {"parameters": config.n_params, "arch": config.arch}
+    if plan.lora_rank:
+        description = _(
+            "training {trained:,} parameters; the other {parameters:,} are frozen",
+            trained=sum(each.numel() for each in trainer.trainable_parameters.values()),
+            **sizes,
+        )
+    elif run.is_finetuning:
+        description = _("further training: {parameters:,} parameters", **sizes)
+    else:
+        description = _("a new {arch} model: {parameters:,} parameters", **sizes)
+    documents = _n("{n:,} document", "{n:,} documents", corpus.count)
+    tokens = (
+        _(
+            "{tokens:,} training tokens, {held:,} validation tokens",
+            tokens=len(train.ids),
+            held=len(val.ids),
+        )
+        if val
+        else _("{tokens:,} tokens", tokens=len(train.ids))
+    )
+    read_tokens = plan.steps * plan.batch_size * plan.context_length
+    return " · ".join(
+        [
+            description,
+            f"{corpus.name}: {documents}",
+            tokens,
+            _("{different:,} distinct", different=run.unique_tokens),
+            _(
+                "{steps:,} steps ({passes} passes over the text)",
+                steps=plan.steps,
+                passes=passes_text(read_tokens / len(train.ids)),
+            ),
+        ]
+    )
+
+
+def describe_method(trainer: "Trainer", threads: int, seconds: float) -> str:
+    """Return how it is done, in one line; `seconds` is what forward and backward of a step take,
+    if that is known.
+    """
+    from minillm_repl.training.defaults import estimate_memory
+
+    plan, size = trainer.plan, trainer.distributed.world_size
+    parallelism = (
+        _n("{n} process", "{n} processes", size)
+        if size > 1
+        else _n("{n} thread", "{n} threads", threads)
+        if threads
+        else _("default threads")
+    )
+    parts = [
+        _("batch {batch} × {context} tokens", batch=plan.batch_size, context=plan.context_length),
+        _("AdamW, learning rate {lr:g}", lr=plan.lr)
+        if plan.optimizer == "adamw"
+        else _(
+            "{name} and AdamW, learning rate {lr:g}", name=_OPTIMIZERS[plan.optimizer], lr=plan.lr
+        ),
+        f"{plan.precision}, {parallelism}",
+        _("about {size:,.0f} MiB", size=estimate_memory(plan, trainer.model.config) / 2**20),
+    ]
+    if plan.grad_checkpointing == "on":
+        parts.append(_("gradient checkpointing"))
+    if size == 1:
+        remaining = estimate_seconds(plan, seconds, *trainer.evaluator.token_counts)
+        parts.append(
+            _("about {time:.0f} s", time=remaining)
+            if remaining < 90
+            else _("about {time:.0f} min", time=remaining / 60)
+            if remaining < 5400
+            else _("about {time:.1f} h", time=remaining / 3600)
+        )
+    return " · ".join(parts)
+
+
+def estimate_seconds(
+    plan: TrainPlan, seconds: float, eval_tokens: int, final_eval_tokens: int
+) -> float:
+    """Return the seconds of a whole run, with its evaluations of `eval_tokens` each.
+
+    `seconds` is the time of the forward and backward pass of one step.
+    """
+    from minillm_repl.training.defaults import OPTIMISER_FACTOR, step_cost
+    from minillm_repl.training.evaluation import n_evals
+
+    # An evaluation is a forward pass alone: a share of what a step costs.
+    evaluated_tokens = n_evals(plan) * eval_tokens + final_eval_tokens
+    return seconds * (
+        plan.steps * OPTIMISER_FACTOR
+        + evaluated_tokens / (plan.batch_size * plan.context_length) / step_cost(plan)
+    )
 
 
 def draw_run(

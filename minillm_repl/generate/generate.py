@@ -48,8 +48,8 @@ def generate(
     """Continue `ids` (one or more); each token takes one number of `rng`.
 
     Yields `Prefill` between two chunks of a long prompt, a `Step` for each token, and `Finished`.
-    `interrupted` is asked between chunks and between tokens. The generator can be closed early at
-    any event. Raises UserError if the logits of the model are not finite.
+    `interrupted` is asked between chunks and tokens; the generator can be closed at any event.
+    Raises UserError if the logits of the model are not finite.
     """
     # A decoder of a server that samples yields the events itself.
     remote = getattr(decoder, "generate", None)

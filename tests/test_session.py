@@ -12,6 +12,7 @@ import time
 from functools import partial
 
 import pytest
+import torch
 
 from minillm_repl import commands, views
 from minillm_repl.errors import UserError
@@ -270,13 +271,44 @@ def test_a_session_file_runs_nothing_but_interventions_and_writes_no_file(
     first.quit()
     path, target = folder.path("a"), tmp_path / "written.svg"
     data = path.read_bytes()
-    for line in (f":export {target}", ":train x", f":ablate 1.1 --json {target}", ":quit"):
+    first.say(":direction d from register-ko\n")
+    writes = f":direction d save {target}", f":features save {target}"
+    for line in (f":export {target}", ":train x", f":ablate 1.1 --json {target}", ":quit", *writes):
         path.write_bytes(data.replace(b'":ablate 1.1"', json.dumps(line).encode()))
         again = visit()
         assert not target.exists()
         active = again.shell.session.workspace.model.interventions
         assert len(active) == (1 if line.startswith(":ablate") else 0)
         again.quit()
+
+
+def test_every_kind_of_change_outlasts_the_program_also_after_save(visit, folder, tmp_path):
+    """A circuit and a direction are made by lines that change nothing: they are kept with it."""
+    pairs = tmp_path / "pairs.tsv"
+    pairs.write_text(
+        "".join(f"날씨가 {a}\t날씨가 {b}\n" for a, b in zip("좋맑하공", "늘을이다", strict=True))
+    )
+    first = visit()
+    first.say(
+        f":seed 3\n:max-tokens 4\n날씨가\n:ablate 1.1\n"
+        f":knockout 0.1 @-1->@0\n:direction d from {pairs}\n"
+        ":steer d=0.5\n:circuit 날씨가 맑다 -> 날씨가 좋다 edges=30\n:circuit run\n"
+    )
+    assert len(first.state()[2]) == 4
+    first.say(f":save {tmp_path / 'm.safetensors'}\n:lens\n")
+    first.say("하늘이\n")
+    first.quit()
+    again = Visit(folder, ModelLoader(threads=1).load(tmp_path / "m.safetensors").checkpoint)
+    assert again.state() == first.state()
+    ids = torch.tensor([again.shell.session.conversation.ids])
+    logits = []
+    for each in (first, again):
+        model = each.shell.session.workspace.model
+        with torch.no_grad():
+            logits.append(model.language_model(ids, hook=model.hook))
+    assert torch.equal(*logits), "to the last bit"
+    assert "4 changes" in again.say(":changes\n")
+    again.quit()
 
 
 def test_one_window_writes_a_session_and_another_is_told(visit):

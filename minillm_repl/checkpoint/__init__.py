@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minillm_repl.checkpoint.record import TrainingRecord
+from minillm_repl.language import _
 from minillm_repl.model.config import AnyConfig
 from minillm_repl.tokenizer import Tokenizer
 
@@ -140,6 +141,17 @@ class Adapter:
     start: str = ""  # the start token that its training used, if the model has none of its own
     # of its products: less than that of `tensors`, where several products share a matrix
     rank: int = 0
+
+    @property
+    def description(self) -> str:
+        """Its size, and the model that it belongs to."""
+        return _(
+            "{n:,} parameters of rank {rank}, trained on top of {model}",
+            n=sum(array.size for array in self.tensors.values()),
+            # Shapes: (rank, inputs), (outputs, rank). max: a side may be smaller than the rank.
+            rank=self.rank or max(min(array.shape) for array in self.tensors.values()),
+            model=self.base,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

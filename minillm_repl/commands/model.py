@@ -1,6 +1,6 @@
 """`:model`: what the open model is."""
 
-from minillm_repl.checkpoint import Adapter, Checkpoint
+from minillm_repl.checkpoint import Checkpoint
 from minillm_repl.checkpoint.record import TrainingRecord
 from minillm_repl.language import N_, _, _n
 from minillm_repl.model.config import AnyConfig, LlamaConfig
@@ -66,7 +66,7 @@ def model(shell: Shell, _asked: Arguments) -> None:
     if loaded.adapted is not None:
         rows[_("adapter")] = _("off; `:adapter on` switches it on again")
     if checkpoint.adapter is not None:
-        rows[_("adapter")] = describe_adapter(checkpoint.adapter)
+        rows[_("adapter")] = checkpoint.adapter.description
     if checkpoint.record is not None:
         rows |= _training(checkpoint.record)
     shell.screen.out.print(card(rows))
@@ -115,17 +115,6 @@ def _experts(config: AnyConfig) -> list[str]:
             width=config.d_expert,
         )
     ]
-
-
-def describe_adapter(adapter: Adapter) -> str:
-    """Return the size of an adapter, and the model that it belongs to."""
-    return _(
-        "{n:,} parameters of rank {rank}, trained on top of {model}",
-        n=sum(array.size for array in adapter.tensors.values()),
-        # Shapes: (rank, inputs), (outputs, rank). max: a side may be smaller than the rank.
-        rank=adapter.rank or max(min(array.shape) for array in adapter.tensors.values()),
-        model=adapter.base,
-    )
 
 
 def _training(record: TrainingRecord) -> dict[str, str]:

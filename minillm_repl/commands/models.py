@@ -6,7 +6,6 @@ from pathlib import Path
 from minillm_repl.checkpoint.foreign import find_adapter_folder
 from minillm_repl.checkpoint.gguf.architectures import GGUF_TYPES
 from minillm_repl.checkpoint.load_save import summarise
-from minillm_repl.commands.model import describe_adapter
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.render.tables import models_table
@@ -169,4 +168,4 @@ def adapter(shell: Shell, asked: Arguments) -> None:
     elif asked.choice == "on" and loaded.adapted is not None:
         workspace.model = loaded.adapted.with_interventions(loaded.interventions)
     state = _("off") if shell.require_model().adapted else _("on")
-    shell.screen.note(_("adapter {state}: {about}", state=state, about=describe_adapter(attached)))
+    shell.screen.note(_("adapter {state}: {about}", state=state, about=attached.description))

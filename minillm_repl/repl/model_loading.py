@@ -41,6 +41,8 @@ class Intervention:
         ""  # of the model that it is done to: a later change of the same takes its place
     )
     reads_whole_text: bool = False  # the hook needs all of a text in each pass, and no KV cache
+    # What makes it again, where the line that was typed does not: it meant something seen before.
+    lines: tuple[str, ...] = ()
 
     @property
     def description(self) -> str:

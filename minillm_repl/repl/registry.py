@@ -88,6 +88,8 @@ class Command:
     aliases: tuple[str, ...] = ()
     group: Group = "Models and files"  # where `:help` lists it
     example: str = ""  # a line that a test runs; it ends `:help name`
+    # Whether a session that opens again may run it: it then intervenes, and writes no file.
+    restores: Callable[[Any], bool] = lambda _asked: False
 
     @property
     def usage(self) -> str:
@@ -117,8 +119,12 @@ def command(
     aliases: tuple[str, ...] = (),
     group: Group = "Models and files",
     example: str = "",
+    restores: Callable[[Any], bool] | None = None,
 ) -> Callable[[Run], Command]:
-    """Turn a function into a Command; its docstring is the help: a summary line, then details."""
+    """Turn a function into a Command; its docstring is the help: a summary line, then details.
+
+    Without `restores`, a session that opens again may run it if its group is that of interventions.
+    """
     forms = arguments if isinstance(arguments, Forms) else Forms(arguments)
 
     def declare(run: Run) -> Command:
@@ -135,6 +141,7 @@ def command(
             group=group,
             # A command without arguments is its own example.
             example=example or ("" if forms.usage else f":{name}"),
+            restores=restores or (lambda _asked: group == "Interventions"),
         )
 
     return declare

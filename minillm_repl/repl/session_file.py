@@ -3,7 +3,7 @@
 docs/format.md describes the lines. What a session was is the sum of its lines, read in order.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -188,6 +188,13 @@ def model_record(model: Model, launch: Mapping[str, str]) -> Record:
     """Return the line of a model."""
     values = {"name": model.name, "path": model.path, "bytes": model.size}
     return {"event": "model", **values, "sha256": model.sha256, "launch": dict(launch)}
+
+
+def intervention_records(saved: SavedSession, lines: Iterable[tuple[int, str]]) -> Iterator[Record]:
+    """Yield a line of the file for each line, after a turn, that made interventions."""
+    active = list(saved.interventions)
+    for turn, line in lines:
+        yield {"event": "interventions", "turn": turn, "line": line, "active": active}
 
 
 def turn_record(node: Node) -> Record:

@@ -16,6 +16,7 @@ from minillm_repl.repl.session import Session
 from minillm_repl.repl.session_file import (
     MAX_NODES,
     SavedSession,
+    intervention_records,
     model_record,
     session_record,
     turn_record,
@@ -86,8 +87,10 @@ class Recorder:
         described = describe_model(model)
         if described != self.saved.model:
             self.saved.model, self.saved.launch = described, self.launch
-            self.saved.interventions, self.saved.lines = (), ()
             yield model_record(described, self.launch)
+            if not model.interventions or model.interventions != self._interventions:
+                self.saved.interventions, self.saved.lines = (), ()  # `:save` keeps them
+            yield from intervention_records(self.saved, self.saved.lines)
 
     def _settings_change(self) -> Iterator[Record]:
         texts = settings_texts(self._session)
@@ -98,11 +101,14 @@ class Recorder:
     def _intervention_change(self, model: "LoadedModel", line: str) -> Iterator[Record]:
         if model.interventions == self._interventions or self.is_private(line):
             return
+        added = [each for each in model.interventions if each not in self._interventions]
+        lines = [own for each in added for own in each.lines] or [line]
         self._interventions = model.interventions
         active = tuple(change.description for change in model.interventions)
         self.saved.interventions = active
-        self.saved.lines = (*self.saved.lines, (self.head, line)) if active else ()
-        yield {"event": "interventions", "turn": self.head, "line": line, "active": list(active)}
+        new = tuple((self.head, each) for each in lines)
+        self.saved.lines = (*self.saved.lines, *new) if active else ()
+        yield from intervention_records(self.saved, new)
 
     def _turn_changes(self, tokenizer: "Tokenizer", line: str) -> Iterator[Record]:
         conversation = self._session.conversation
@@ -248,20 +254,15 @@ class Recorder:
         """Begin another session with the next turn; the one so far stays as it is."""
         if self.journal:
             self.journal.close()
-        settings, model = self.saved.settings, self.saved.model
-        interventions, lines = self.saved.interventions, self.saved.lines
+        before = self.saved
         self.journal, self.wanted_name, self._path = None, name, []
-        self.saved = SavedSession()
-        self.saved.settings, self.saved.model = settings, model
-        self.saved.launch = self.launch
-        self._pending = [{"event": "settings", "settings": settings}]
-        if model:
-            self._pending.insert(0, model_record(model, self.launch))
-        self.saved.interventions, self.saved.lines = interventions, lines
-        self._pending += [
-            {"event": "interventions", "turn": 0, "line": line, "active": list(interventions)}
-            for _turn, line in lines
-        ]
+        lines = tuple((0, line) for _turn, line in before.lines)
+        kept = {name: getattr(before, name) for name in ("settings", "model", "interventions")}
+        self.saved = SavedSession(launch=self.launch, lines=lines, **kept)
+        self._pending = [{"event": "settings", "settings": before.settings}]
+        if before.model:
+            self._pending.insert(0, model_record(before.model, self.launch))
+        self._pending += intervention_records(self.saved, self.saved.lines)
 
     def continue_from(self, saved: SavedSession, journal: Journal) -> None:
         """Go on with a session that was read from its file."""

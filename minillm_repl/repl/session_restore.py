@@ -262,6 +262,7 @@ def _restore_interventions(shell: "Shell", saved: SavedSession) -> None:
 def _run_intervention(shell: "Shell", line: str) -> None:
     name, _space, argument = line.lstrip(":/ ").partition(" ")
     command = shell.registry.get(name.strip().lower())
-    if command.group != "Interventions":
+    asked = command.parse(argument)
+    if not command.restores(asked):
         raise UserError(_(":{name} is no intervention", name=safe_line(command.name)))
-    command.run(shell, Arguments(command.parse(argument).values))
+    command.run(shell, Arguments(asked.values))

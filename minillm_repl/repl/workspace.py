@@ -243,10 +243,10 @@ class Workspace:
         others = self.model.without_interventions(intervention.command, intervention.component)
         self.model = self.model.with_interventions((*others.interventions, intervention))
 
-    def remove_interventions(self, command: str) -> bool:
-        """Remove all interventions of a command; tell whether there were any."""
+    def remove_interventions(self, command: str = "") -> bool:
+        """Remove all interventions of a command, or of all; tell whether there were any."""
         before = self.model.interventions if self.model else ()
-        others = tuple(each for each in before if each.command != command)
+        others = tuple(each for each in before if command and each.command != command)
         if self.model and len(others) < len(before):
             self.model = self.model.with_interventions(others)
         return len(others) < len(before)

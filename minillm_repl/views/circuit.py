@@ -223,10 +223,17 @@ def _run(shell: "Shell") -> None:
     describe = partial(_describe, len(view.edges), graph.n_edges)
     # The cache keeps what one stream of a Canon layer has read, and here each reader has its own.
     whole = model.checkpoint.config.has_canon_layers
+    lines = _lines(view)
     shell.session.workspace.add_intervention(
-        Intervention("circuit", describe, hook, reads_whole_text=whole)
+        Intervention("circuit", describe, hook, reads_whole_text=whole, lines=lines)
     )
     shell.screen.note(_("{change} · `:circuit off` ends it", change=describe()))
+
+
+def _lines(view: CircuitView) -> tuple[str, str]:
+    """Return what finds a circuit again, and runs it."""
+    a, b = ("ids:" + " ".join(str(token.id) for token in side) for side in (view.a, view.b))
+    return f":circuit {a} -> {b} edges={len(view.edges)} ig={view.steps}", ":circuit run"
 
 
 def _describe(edges: int, n_edges: int) -> str:

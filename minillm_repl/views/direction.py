@@ -107,6 +107,11 @@ def view_of(direction: Direction) -> DirectionView:
     )
 
 
+def _is_saving(asked: Arguments) -> bool:
+    parsed = _ASKED.fullmatch(asked.values.get("asked", ""))
+    return parsed is not None and parsed[2] == "save"
+
+
 @command(
     "direction",
     arguments=Forms(
@@ -119,6 +124,7 @@ def view_of(direction: Direction) -> DirectionView:
     ),
     json=True,
     group="Interventions",
+    restores=lambda asked: not _is_saving(asked),
     example=":direction polite from register-ko",
 )
 def direction(shell: "Shell", asked: Arguments) -> None:
@@ -143,7 +149,8 @@ def direction(shell: "Shell", asked: Arguments) -> None:
     """
     directions = shell.session.workspace.directions
     if asked.keyword == "load":
-        found = load(user_path(unquoted(asked.file)))
+        path = user_path(unquoted(asked.file))
+        found = replace(load(path), line=f":direction load {_typed(path)}")
         directions[found.name] = found
         show(shell, view_of(found), asked.output)
     elif asked.keyword == "delete":
@@ -224,7 +231,14 @@ def _make(shell: "Shell", name: str, file: str, method: str) -> Direction:
     return Direction(
         name, safe_line(path.name), safe_line(model.name), method,
         (len(pairs) - held_out, held_out), mean, pca, layers,
+        f":direction {name} from {_typed(path)} method={method}",
     )  # fmt: skip
+
+
+def _typed(path: Path) -> str:
+    """Return how a file is typed, from whatever folder."""
+    name = str(path.absolute())
+    return name if '"' in name else f'"{name}"'
 
 
 def _save(shell: "Shell", found: Direction, path: Path) -> None:
@@ -275,5 +289,6 @@ def steer_along(shell: "Shell", named: Named, output: Output) -> None:
         shell.session.workspace.remove_interventions("steer")
         shell.screen.note(_("strength=0 adds nothing: no steering is active"))
         return
-    shell.session.workspace.add_intervention(Intervention("steer", describe, hook))
+    lines = found.line, f":steer {name}={strength!r} {layer}"
+    shell.session.workspace.add_intervention(Intervention("steer", describe, hook, lines=lines))
     shell.screen.note(_("{change} · `:steer off` stops steering", change=describe()))

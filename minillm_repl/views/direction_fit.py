@@ -61,6 +61,7 @@ class Direction:
     mean: "Vectors"  # (layer, d_model), of norm 1 each: the difference of means
     pca: "Vectors"  # the first principal component of the differences within the pairs
     layers: tuple[LayerQuality, ...]
+    line: str = ""  # what makes it again
 
     @property
     def vectors(self) -> "Vectors":

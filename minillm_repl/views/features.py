@@ -245,6 +245,7 @@ _LAYER = Option("layer", integer(0), None, "L")
     json=True,
     aliases=("특징",),
     group="Look inside",
+    restores=lambda asked: asked.keyword in ("steer", "ablate", "off"),
     example=":features off",
 )  # fmt: skip
 def features(shell: "Shell", asked: Arguments) -> None:

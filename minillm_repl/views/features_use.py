@@ -258,6 +258,9 @@ def intervene(shell: "Shell", asked: Arguments) -> None:
             return _("feature {n} of layer {layer} ablated", n=feature, layer=layer)
 
     else:
+        if not asked.strength:  # without a hook, the output stays the same to the last bit
+            shell.screen.note(_("strength=0 adds nothing: no steering is active"))
+            return
         vector = normalize(dictionary.decoder[feature], dim=0)
         hook, strength = steering_hook(vector, layer, asked.strength), asked.strength
 
@@ -266,7 +269,10 @@ def intervene(shell: "Shell", asked: Arguments) -> None:
                      n=feature, layer=layer, strength=strength)  # fmt: skip
 
     component = f"{layer}.{feature}"
-    change = Intervention("features", describe, hook, component)
+    # Which layer is meant without `layer=` changes when other features are trained.
+    option = f" strength={asked.strength!r}" if asked.keyword == "steer" else ""
+    line = f":features {asked.keyword} {feature} layer={layer}{option}"
+    change = Intervention("features", describe, hook, component, lines=(line,))
     shell.session.workspace.add_intervention(change)
     shell.screen.note(_("{change} · `:features off` ends it", change=describe()))
 

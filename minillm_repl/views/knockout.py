@@ -62,9 +62,11 @@ def knockout_hook(layer: int, head: int | None, query: int, key: int) -> Pattern
             return pattern
         heads = slice(None) if head is None else slice(head, head + 1)
         weights = pattern[:, heads, row].clone()  # (batch, head, key)
+        is_seen = weights[..., key, None] != 0  # else the row stays as it is, to the last bit
         weights[..., key] = 0
+        scaled = weights / weights.sum(-1, keepdim=True).clamp(min=1e-30)
         cut = pattern.clone()
-        cut[:, heads, row] = weights / weights.sum(-1, keepdim=True).clamp(min=1e-30)
+        cut[:, heads, row] = scaled.where(is_seen, weights)
         return cut
 
     return PatternHook(hook, lambda at: at == name)

@@ -151,6 +151,9 @@ DATA = {
     # the names that JSON has; render translates them
     "checkpoint": {"eos_token", "Granite MoE"},
     "views": {
+        ":adapter off",
+        ":circuit run",
+        ":direction load □",  # commands that undo or do it again
         "PATH|NAME|base [on FILE|TEXT]",  # a usage, whose words are translated
         "AUC",  # a name
         "Generation(□, □ tokens, reason=□)",  # what Python shows

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import torch
 
+import minillm_repl as mr
 from minillm_repl.checkpoint.load_save import load
 from minillm_repl.errors import UserError
 from minillm_repl.model.build import build
+from minillm_repl.render.export import plain_text
 from minillm_repl.views.compare import compute as compare_view
-from minillm_repl.views.embedding import compute_map as map_view
 from minillm_repl.views.embedding import compute_near as near_view
+from minillm_repl.views.embedding_map import compute_map as map_view
 from minillm_repl.views.inspected_text import InspectedText
 from minillm_repl.views.surprise import compute as surprise_view
 from minillm_repl.views.tokens import compute as tokens_view
@@ -125,6 +127,29 @@ def test_the_map_is_the_first_two_principal_components(nalssi):
         sign = np.sign(places[0, axis] / expected[order[0], axis])
         np.testing.assert_allclose(places[:, axis], sign * expected[order, axis], atol=1e-4)
     np.testing.assert_allclose(view.explained, values[:2] ** 2 / (values**2).sum(), atol=1e-6)
+
+
+def test_the_map_of_chosen_tokens_has_the_components_of_their_vectors_alone(nalssi):
+    model, chosen = build(nalssi.config, nalssi.tensors), [7, 3, 20, 3, 31]
+    view = map_view(model, nalssi.tokenizer, [3], chosen)
+    rows = nalssi.tensors["token_embedding.weight"].astype(np.float64)[[7, 3, 20, 31]]
+    _, values, axes = np.linalg.svd(rows - rows.mean(0), full_matrices=False)
+    expected = (rows - rows.mean(0)) @ axes[:2].T
+    assert [point.token.id for point in view.points] == [7, 3, 20, 31]
+    places = np.array([(point.x, point.y) for point in view.points])
+    np.testing.assert_allclose(np.abs(places), np.abs(expected), atol=1e-5)
+    np.testing.assert_allclose(view.explained, values[:2] ** 2 / (values**2).sum(), atol=1e-6)
+    assert "principal components of these 4 tokens" in plain_text(view, 80)
+    # two have only one direction between them: they stand on the map of all
+    pair, everything = (
+        map_view(model, nalssi.tokenizer, (), [7, 3]),
+        map_view(model, nalssi.tokenizer),
+    )
+    assert {(each.token.id, each.x, each.y) for each in pair.points} < {
+        (each.token.id, each.x, each.y) for each in everything.points
+    }
+    view = mr.load("nalssi").view("map", "", "날 씨 가 좋")
+    assert [point.token.text for point in view.points] == ["날", "씨", "가", "좋"]
 
 
 def test_damaged_vectors_are_told_not_drawn():

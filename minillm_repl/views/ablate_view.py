@@ -90,7 +90,7 @@ class ScanView(View, Truncation):
         if len(self.effects) < self.parts:
             about.append(_("stopped after {n} of {all}", n=len(self.effects), all=self.parts))
         heading = title(_(_TITLES[self.what]), self._before())
-        return Group(heading, Text(" · ".join(about), FIGURES), lines, self._map(max_abs))
+        return Group(heading, Text(" · ".join(about), FIGURES), lines, self._map())
 
     @property
     def _how(self) -> str:
@@ -122,38 +122,54 @@ class ScanView(View, Truncation):
             before=self.before,
         )
 
-    def _map(self, max_abs: float) -> Text:
-        """Return layers as rows and heads as columns, or other parts as rows of layers: the darker,
-        the larger the effect.
+    def _map(self) -> Text:
+        """Return layers as rows and heads as columns, and other parts as rows of layers: the
+        darker, the larger the effect.
         """
-        lines = Text(no_wrap=True)
-        heads = {(each.layer, each.head): each for each in self.effects if each.head is not None}
+        lines, scales = Text(no_wrap=True), list[str]()
+        heads = [each for each in self.effects if each.head is not None]
         if heads:
             lines.append(_("layer  head 0 →") + "\n", FIGURES)
-            for layer in sorted({layer for layer, _head in heads}):  # those with attention
-                row = (each for (at, _head), each in sorted(heads.items()) if at == layer)
-                self._row(lines, f"{layer:>5}  ", row, max_abs)
-        others = [kind for kind in KINDS["all"][1:] if any(e.kind == kind for e in self.effects)]
+            most = _largest(heads)
+            for layer in sorted({each.layer for each in heads}):  # those with attention
+                row = sorted((each for each in heads if each.layer == layer), key=_by_place)
+                _shaded(lines, f"{layer:>5}  ", row, most)
+            scales.append(f"{most:.4f}")
+        others = [each for each in self.effects if each.head is None]
         if others:
-            names = {kind: component_name(f"0 {_COMPONENT[kind]}")[3:] for kind in others}
+            most = _largest(others)
+            kinds = [kind for kind in KINDS["all"] if any(each.kind == kind for each in others)]
+            names = {kind: component_name(f"0 {_COMPONENT[kind]}")[3:] for kind in kinds}
             size = max(map(len, names.values()))
             lines.append(f"{'':{size}}  " + _("layer 0 →") + "\n", FIGURES)
-            for kind in others:
-                found = sorted(
-                    (each for each in self.effects if each.kind == kind), key=lambda e: e.layer
-                )
-                self._row(lines, f"{names[kind]:<{size}}  ", found, max_abs)
-        legend = _("darker: closer to {most:.4f}", most=max_abs)
+            for kind, name in names.items():
+                found = (each for each in others if each.kind == kind)
+                _shaded(lines, f"{name:<{size}}  ", sorted(found, key=_by_place), most)
+            scales.append(f"{most:.4f}")
+        legend = _("darker: closer to {most}", most=" · ".join(scales))
+        if len(scales) > 1:
+            legend = _("darker: closer to {heads} (heads), {others} (others)",
+                       heads=scales[0], others=scales[1])  # fmt: skip
         if self.by != "kl":
             legend += " · " + _("-: below 0")
         return lines.append(legend, FIGURES)
 
-    def _row(self, lines: Text, name: str, effects: Iterable[PartEffect], most: float) -> None:
-        lines.append(name, FIGURES)
-        for each in effects:
-            share = each.change / most if most else 0.0
-            lines.append(signed_shade(share), POSITIVE if share > 0 else NEGATIVE)
-        lines.append("\n")
+
+def _by_place(effect: PartEffect) -> tuple[int, int]:
+    return effect.layer, effect.head or 0
+
+
+def _largest(effects: Iterable[PartEffect]) -> float:
+    return max(abs(each.change) for each in effects)
+
+
+def _shaded(lines: Text, name: str, effects: Iterable[PartEffect], most: float) -> None:
+    """Append a row of shades."""
+    lines.append(name, FIGURES)
+    for each in effects:
+        share = each.change / most if most else 0.0
+        lines.append(signed_shade(share), POSITIVE if share > 0 else NEGATIVE)
+    lines.append("\n")
 
 
 _COMPONENT = {"attention": "attention", "feed-forward": "feed-forward", "layer": "block"}

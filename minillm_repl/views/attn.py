@@ -14,10 +14,12 @@ from minillm_repl.render.console import FIGURES, TITLE
 from minillm_repl.render.drawing import UNLIMITED_WIDTH, level, short_label, title
 from minillm_repl.render.tables import TABLE_GAP, WIDE, plain_table
 from minillm_repl.repl.arguments import Arguments, Layer, TextArgument
+from minillm_repl.repl.forms import Forms
 from minillm_repl.repl.places import PlaceArgument
 from minillm_repl.repl.registry import command
 from minillm_repl.tokenizer import Token
 from minillm_repl.tokenizer.truncation import Truncation
+from minillm_repl.views import rollout
 from minillm_repl.views.attention import (
     HeadView,
     LayerView,
@@ -198,7 +200,10 @@ def _added_by_heads(
 
 @command(
     "attn",
-    arguments=(Layer("optional"), PlaceArgument(), TextArgument()),
+    arguments=Forms(
+        (Layer("optional"), PlaceArgument(), TextArgument()),
+        ("rollout", Layer(), PlaceArgument(), TextArgument()),
+    ),
     json=True,
     aliases=("attention", "어텐션"),
     group="Look inside",
@@ -230,6 +235,14 @@ def attn(shell: "Shell", asked: Arguments) -> None:
     The last two need three such positions. All are of this text alone: a text that happens to
     repeat itself is weak evidence of induction. `:heads` tests all heads on random tokens, given
     twice. Layers and heads count from 0.
+
+    :attn rollout shows how much of the last token, or of a place, comes from each token if
+    attention were all that there is (Abnar & Zuidema, 2020): the product over the layers of
+    (mean attention over heads + identity) / 2. :attn rollout 3 stops after layer 3. It leaves out
+    what values, output projections and MLPs do: `:why by=position` is what counts for a logit.
     """
     inspected, token = inspect_place(shell, asked.text, asked.place)
+    if asked.keyword == "rollout":
+        show(shell, rollout.compute(inspected, asked.layer), asked.output)
+        return
     show(shell, compute(inspected, asked.layer, asked.head, token), asked.output)

@@ -15,7 +15,16 @@ from minillm_repl.safetext import safe_line
 from minillm_repl.storage.paths import user_path
 from minillm_repl.views.base import import_torch
 from minillm_repl.views.inspected_text import InspectedText, check_finite
-from minillm_repl.views.lens_maps import Kind, LensMaps, digest, measure, places, save
+from minillm_repl.views.lens_maps import (
+    Kind,
+    LensMaps,
+    digest,
+    lens_name,
+    measure,
+    places,
+    save,
+)
+from minillm_repl.views.prompts import with_time_left
 from minillm_repl.views.windows import file_windows
 
 if TYPE_CHECKING:
@@ -40,7 +49,11 @@ _RATE = 3e-3  # of Adam, which falls to 0
 # -- the Jacobian lens
 
 
-def jacobians(text: InspectedText, interrupted: Interrupted) -> "dict[str, Tensor]":
+def jacobians(
+    text: InspectedText,
+    interrupted: Interrupted,
+    progress: Callable[[float], None] = lambda _share: None,
+) -> "dict[str, Tensor]":
     """Return J of each place over one text: (d_model, d_model).
 
     J = mean over the positions t of Σ over t' ≥ t of ∂h_final[t'] / ∂h[t], where h_final is the
@@ -82,22 +95,29 @@ def jacobians(text: InspectedText, interrupted: Interrupted) -> "dict[str, Tenso
         gradients = torch.autograd.grad(streams[last], inputs, cotangent, retain_graph=not is_last)
         for name, gradient in zip(names, gradients, strict=True):
             found[name][first : first + count] = gradient[:count, valid].mean(1).cpu()
+        progress((first + count) / config.d_model)
     return found
 
 
 def fit_jacobian(
-    text: InspectedText, windows: Windows, interrupted: Interrupted
+    text: InspectedText,
+    windows: Windows,
+    interrupted: Interrupted,
+    progress: Callable[[float], None] = lambda _share: None,
 ) -> Iterator[Progress]:
     """Yield the lens after each window: the mean of their Jacobians.
 
-    Raises UserError after Ctrl-C.
+    `progress` is called with the share of all windows that is done, 0 to 1. Raises UserError after
+    Ctrl-C.
     """
     import torch
 
     total: dict[str, Tensor] = {}
     zeros = torch.zeros(text.config.d_model)
     for done, window in enumerate(windows, 1):
-        for name, found in jacobians(replace(text, ids=window), interrupted).items():
+        before = done - 1
+        part = lambda share, before=before: progress((before + share) / len(windows))  # noqa: E731
+        for name, found in jacobians(replace(text, ids=window), interrupted, part).items():
             total[name] = total[name] + found if name in total else found
         maps = {name: each / done for name, each in total.items()}
         yield partial(_maps, "j", maps, dict.fromkeys(maps, zeros), windows[:done], 0), done
@@ -200,15 +220,17 @@ def fit(
         # Spread over the text, as those that are fitted on.
         measured = windows[:: len(windows) // held][:held]
         learnt = [each for each in windows if each not in measured] or windows
+        progress = with_time_left(update, _fitting(kind, len(learnt)))
         events = (
-            fit_jacobian(plain, learnt, shell.interrupted)
+            fit_jacobian(plain, learnt, shell.interrupted, progress)
             if kind == "j"
             else fit_tuned(plain, learnt, steps, shell.interrupted)
         )
-        now, total = None, len(learnt) if kind == "j" else steps
+        now = None
         try:
             for now, done in events:  # noqa: B007 - the last one counts
-                update(_fitting(kind, done, total))
+                if kind == "tuned":
+                    progress(done / steps)
         except UserError:
             if now is None or not shell.interrupted():
                 raise
@@ -226,7 +248,6 @@ def fit(
     return maps
 
 
-def _fitting(kind: Kind, done: int, total: int) -> str:
-    if kind == "j":
-        return _("fitting: {done:,} of {total:,} texts", done=done, total=total)
-    return _("fitting: step {done:,} of {total:,}", done=done, total=total)
+def _fitting(kind: Kind, texts: int) -> str:
+    """Return what is being done, which may take an hour: the lens, and how many texts."""
+    return _("fitting the {lens} on {n} texts", lens=lens_name(kind), n=texts)

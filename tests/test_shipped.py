@@ -17,6 +17,7 @@ from minillm_repl.generate.backends import make_decoder
 from minillm_repl.generate.generate import generate
 from minillm_repl.generate.sampling import make_rng
 from minillm_repl.model.build import build
+from minillm_repl.views.sampler import next_logits
 from tests.conftest import MODELS, ROOT
 
 CARDS = (MODELS / "README.md").read_text(encoding="utf-8")
@@ -68,6 +69,23 @@ def test_each_has_a_card_with_its_sizes(name):
 
 def test_together_they_are_small_enough_to_download():
     assert sum(path.stat().st_size for path in MODELS.glob("*.safetensors")) < 13_000_000
+
+
+def test_nalssi_knows_how_each_of_its_sentences_goes_on():
+    """Wherever its text goes on in one way only after the beginning of a line or of a sentence."""
+    checkpoint = load(MODELS / "nalssi.safetensors")
+    decoder = make_decoder(checkpoint, threads=1)
+    text = (MODELS / "nalssi.txt").read_text(encoding="utf-8")
+    units = [*text.splitlines(), *re.findall(r"[^.\s][^.]*\.", text)]
+    known = 0
+    for begun in {unit[:end] for unit in units for end in range(1, len(unit))}:
+        following = {text[found.end()] for found in re.finditer(re.escape(begun), text)}
+        if len(following) == 1:
+            ids = checkpoint.tokenizer.encode(begun)[-checkpoint.config.context_length :]
+            likeliest = int(next_logits(decoder, ids).argmax())
+            assert checkpoint.tokenizer.token_bytes(likeliest).decode() in following, begun
+            known += 1
+    assert known == 138
 
 
 def test_hangul_answers_as_its_card_says_and_ends_its_turn_by_itself(hangul):

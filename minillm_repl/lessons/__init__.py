@@ -43,6 +43,7 @@ class Ask:
     # Markdown: `right` after a right answer, `wrong` after any other and after none.
     right: str = ""
     wrong: str = ""
+    holds: str = ""  # what these say, as in Claim; where it does not hold nothing is asked
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class Choose:
 
     question: str
     options: tuple[AnswerOption, ...]
+    holds: str = ""  # as in Ask
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Generator
 from minillm_repl.errors import UserError
 from minillm_repl.language import _, current_language
 from minillm_repl.lessons import Claim, Exercise, Guess, LessonScreen, Prose, Show, Try, When
-from minillm_repl.lessons.claims import claim_text
+from minillm_repl.lessons.claims import claim_text, is_true
 from minillm_repl.lessons.draw import LessonMarkdown, fill_placeholders
 from minillm_repl.lessons.exercises import (
     ExerciseSteps,
@@ -51,6 +51,8 @@ def run_blocks(
             case _:
                 # For the type checker: only the types of the union Exercise are left.
                 assert isinstance(block, Exercise)
+                if not is_true(block, runner.lesson_values()):
+                    continue
                 steps = run_exercise(shell, runner.lesson_values(), block)
                 given, right = yield from _listened(steps)
                 if given:

@@ -13,18 +13,28 @@ from typing import Any
 
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
-from minillm_repl.lessons import Claim
+from minillm_repl.lessons import Claim, Exercise
 from minillm_repl.lessons.answers import is_number, parse_number
-from minillm_repl.lessons.draw import PLACEHOLDER, unquoted
+from minillm_repl.lessons.draw import PLACEHOLDER, fill_placeholders, unquoted
+from minillm_repl.lessons.experiments import experiments
+from minillm_repl.lessons.model_values import NO_VALUE
 from minillm_repl.lessons.values import LessonValues
 from minillm_repl.safetext import safe_line
-from minillm_repl.views.sampler import next_logits
 
 _PERCENT = re.compile(r"(\d+(?:\.\d+)?)%")
+
+
+def _equal(a: Any, b: Any) -> bool:
+    """Return whether values are equal; numbers but for the rounding of floats."""
+    numbers = isinstance(a, int | float) and isinstance(b, int | float)
+    return math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-12) if numbers else bool(a == b)
+
+
 _OPERATORS: dict[type, Callable[..., Any]] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul,
     ast.Div: operator.truediv, ast.Pow: math.pow, ast.USub: operator.neg, ast.Not: operator.not_,
-    ast.Eq: operator.eq, ast.NotEq: operator.ne, ast.Lt: operator.lt, ast.LtE: operator.le,
+    ast.Eq: _equal, ast.NotEq: lambda a, b: not _equal(a, b),
+    ast.Lt: operator.lt, ast.LtE: operator.le,
     ast.Gt: operator.gt, ast.GtE: operator.ge, ast.In: lambda part, whole: part in whole,
 }  # fmt: skip
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
@@ -35,7 +45,9 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
 
 def claim_values(claim: Claim, values: LessonValues) -> LessonValues | None:
     """Return the values of the text that a claim is about; None if the model cannot read it."""
-    return values.about(unquoted(claim.on)) if claim.on else values
+    if not claim.on:
+        return values
+    return values.about(fill_placeholders(unquoted(claim.on), values.value))
 
 
 def claim_text(claim: Claim, values: LessonValues) -> tuple[str, LessonValues]:
@@ -51,14 +63,19 @@ def holds(claim: Claim, values: LessonValues) -> bool:
     return all(bool(_line(line, values)) for line in claim.holds.splitlines() if line.strip())
 
 
+def is_true(exercise: Exercise, values: LessonValues) -> bool:
+    """Return whether what an exercise says holds. Raises UserError if its condition is none."""
+    condition = getattr(exercise, "holds", "")
+    return not condition or holds(Claim(holds=condition), values)
+
+
 def _line(line: str, values: LessonValues) -> Any:
-    text = PLACEHOLDER.sub(lambda found: _literal(values.value(found[1])), line)
+    found = {name: values.value(name) for name in PLACEHOLDER.findall(line)}
+    if NO_VALUE in found.values():
+        return False  # what cannot be computed is not claimed
+    text = PLACEHOLDER.sub(lambda name: _literal(found[name[1]]), line)
     text = _PERCENT.sub(lambda found: f"({found[1]} / 100)", text)
-    functions = _FUNCTIONS | {
-        "p": values.next_prob,
-        "continues": lambda text: _continues(values, text),
-        "near": lambda word: _near(values, word),
-    }
+    functions = _FUNCTIONS | experiments(values)
     try:
         return _evaluate(ast.parse(text.strip(), mode="eval").body, functions)
     except (SyntaxError, TypeError, KeyError, ValueError, ArithmeticError, RecursionError):
@@ -67,25 +84,9 @@ def _line(line: str, values: LessonValues) -> Any:
         ) from None
 
 
-def _continues(values: LessonValues, text: str) -> bool:
-    """Return whether the model, at temperature 0, goes on with exactly this text."""
-    expected, decoder = values.model.checkpoint.tokenizer.encode(text), values.model.decoder
-    before = ([*values.ids, *expected[:place]] for place in range(len(expected)))
-    return [int(next_logits(decoder, ids).argmax()) for ids in before] == expected
-
-
-def _near(values: LessonValues, word: str) -> list[str]:
-    """Return a token's neighbours in the unembedding, nearest first, as `:near` shows them."""
-    from minillm_repl.views.embedding import compute_near  # takes torch along
-
-    tokenizer = values.model.checkpoint.tokenizer
-    (token,) = tokenizer.encode(word)
-    view = compute_near(values.model.language_model, tokenizer, [(1, token)])
-    return [each.token.text for each in view.output or view.input]
-
-
 def _literal(value: str) -> str:
     """Return a value as Python writes it: a number, a share of 1 for a percentage, or a text."""
+    value = value.removeprefix("<")  # `<0.1%`: no claim is as fine as that
     number = parse_number(value) if is_number(value) else None
     if number is None:
         return repr(value)

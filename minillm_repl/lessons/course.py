@@ -11,6 +11,7 @@ from minillm_repl.lessons import (
     find_exercises,
 )
 from minillm_repl.lessons.blocks import run_blocks
+from minillm_repl.lessons.claims import is_true
 from minillm_repl.lessons.draw import lesson_title, terms_table
 from minillm_repl.lessons.exercises import ExerciseSteps, InputRequest, run_exercise
 from minillm_repl.lessons.parse import lesson_files, read_lesson, read_quiz
@@ -173,6 +174,8 @@ def make_quiz_runner(
         shell.session.conversation.clear()
         shell.screen.out.print(Text(_("question {name}", name=question.name), FIGURES))
         yield from run_blocks(course, question.intro)
+        if not is_true(question.exercise, course.lesson_values()):
+            return None
         right = yield from run_exercise(shell, course.lesson_values(), question.exercise)
         if right is not None:
             score["right"], score["answered"] = score["right"] + right, score["answered"] + 1

@@ -217,18 +217,18 @@ class _LessonReader:
 
 def _parse_fields(text: str) -> dict[str, str]:
     """Return the fields of a block: `name: text`, with the indented lines after it."""
-    values: dict[str, str] = {}
+    values: dict[str, list[str]] = {}
     name = ""
     for line in text.splitlines():
         field = _FIELD.fullmatch(line)
         if field:
             name = field[1]
-            values[name] = field[2] or ""
-        elif name and line.startswith("  "):
-            values[name] = f"{values[name]}\n{line[2:]}".strip("\n")
+            values[name] = [field[2] or ""]
+        elif name and (line.startswith("  ") or not line.strip()):
+            values[name].append(line[2:])  # an empty line parts paragraphs
         elif line.strip():
             name = ""  # an option, or a step
-    return values
+    return {name: "\n".join(lines).strip("\n") for name, lines in values.items()}
 
 
 def _parse_options(text: str) -> tuple[AnswerOption, ...]:

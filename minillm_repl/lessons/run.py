@@ -61,6 +61,7 @@ class LessonRunner:
     outer_session: Session = field(init=False)  # the learner's own
     # the text, as a model reads it
     _encoded_text: tuple[Checkpoint, list[int]] | None = field(init=False, default=None)
+    _losses: list[float] = field(init=False, default_factory=list)  # of its trainings, in nats
     _steps: ExerciseSteps | None = field(init=False, default=None)
     _request: InputRequest = field(init=False, default=InputRequest("enter"))
 
@@ -188,10 +189,14 @@ class LessonRunner:
         # `:load` and `:train` replace the checkpoint, maybe with another tokenizer.
         if self._encoded_text is None or self._encoded_text[0] is not model.checkpoint:
             self._encoded_text = model.checkpoint, encode_readable(shell, self.texts)
+            record = model.checkpoint.record
+            if self.has_trained and record and record.run:
+                self._losses.append(record.run.last_loss)
         if not shell.session.conversation.ids:
             shell.session.conversation.start_turn(self._encoded_text[1], shell.session.settings)
         text = decode(model.checkpoint.tokenizer, self._encoded_text[1])
-        return LessonValues(shell, text, has_trained=self.has_trained)
+        earlier = self._losses[-2] if len(self._losses) > 1 else None
+        return LessonValues(shell, text, has_trained=self.has_trained, earlier_loss=earlier)
 
     def _start_screen(self) -> None:
         self.on_arrival(self, self.screen_index)

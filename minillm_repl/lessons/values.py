@@ -7,21 +7,25 @@ lists the names.
 import re
 from collections.abc import Callable
 from functools import cached_property
-from math import log, log2
+from math import log, nan
 from typing import TYPE_CHECKING, Any
 
 from minillm_repl.errors import UserError
 from minillm_repl.generate.sampling import softmax
-from minillm_repl.language import _, current_language
+from minillm_repl.language import _
 from minillm_repl.lessons.conditions import find_conditions
-from minillm_repl.lessons.parse import practice_file
-from minillm_repl.lessons.searching_head import find_searching_head, top_key
-from minillm_repl.model.config import AnyConfig, LlamaConfig
-from minillm_repl.render.drawing import component_name
+from minillm_repl.lessons.looking import (
+    find_searching_head,
+    lens_below,
+    strongest_induction,
+    top_key,
+)
+from minillm_repl.lessons.model_values import NO_VALUE, model_value, trained_loss
+from minillm_repl.render.drawing import component_name, nats
 from minillm_repl.render.generation import percent
 from minillm_repl.repl.shell import Shell
 from minillm_repl.safetext import safe_line
-from minillm_repl.tokenizer import CharacterTokenizer, Token, decode
+from minillm_repl.tokenizer import Token, decode
 from minillm_repl.views.base import inspect_ids
 from minillm_repl.views.sampler import next_logits
 
@@ -37,15 +41,22 @@ if TYPE_CHECKING:
 _MAX_CANDIDATES = 9  # next tokens that can be asked for
 # From the placeholder to the name of the pattern in `:attn`.
 _PATTERNS = {"previous": "previous token", "first": "first token", "self": "itself"}
-_NO_VALUE = "–"
 
 
 class LessonValues:
     """The model and the text of a session at one moment; the text has one token or more."""
 
-    def __init__(self, shell: Shell, text: str = "", *, has_trained: bool = False) -> None:
+    def __init__(
+        self,
+        shell: Shell,
+        text: str = "",
+        *,
+        has_trained: bool = False,
+        earlier_loss: float | None = None,  # nats, of the training before the last one
+    ) -> None:
         self._shell, self.model = shell, shell.require_model()
         self.ids, self._has_trained = tuple(shell.session.conversation.ids), has_trained
+        self._earlier_loss = earlier_loss
         self._text_override = text  # what `{text}` is, if not all that has been written by now
         self._config, self._tokenizer = (
             self.model.checkpoint.config,
@@ -60,7 +71,7 @@ class LessonValues:
         # `token.-1` has an index, `previous.head` a field.
         base, _dot, suffix = name.partition(".")
         number = int(suffix) if re.fullmatch(r"-?\d+", suffix) else None
-        text = self._model_value(name) or self._loss_value(name)
+        text = model_value(self.model, self.ids, name) or self._own_value(name)
         if text is None:
             match base:
                 case "token" | "id" if number is not None:
@@ -69,10 +80,16 @@ class LessonValues:
                     text = self._candidate_value(base, number)
                 case "p" if suffix:
                     text = percent(self.next_prob(suffix))
+                case "trained" if suffix:
+                    text = trained_loss(self.model.checkpoint.record, suffix, self._earlier_loss)
+                case "induction":
+                    text = self._induction_value(suffix)
                 case "previous" | "first" | "self":
                     text = self._head_value(base, suffix)
                 case _:
                     text = self._view_value(name)
+        if text is None:
+            raise _unknown_value_error(name)
         return safe_line(text)
 
     def holds(self, condition: str) -> bool:
@@ -93,7 +110,9 @@ class LessonValues:
         ids = self._tokenizer.encode(text)
         if not ids or decode(self._tokenizer, ids) != text:
             return None
-        other = LessonValues(self._shell, has_trained=self._has_trained)
+        other = LessonValues(
+            self._shell, has_trained=self._has_trained, earlier_loss=self._earlier_loss
+        )
         other.ids = tuple(ids[-self.model.decoder.context_length :])
         return other
 
@@ -104,57 +123,26 @@ class LessonValues:
         found = [n for n in ids if Token.from_id(self._tokenizer, n).text in spelt]
         return float(softmax(self._logits)[0][found].sum())
 
+    def told_apart(self, name: str) -> float:
+        """Return the share of held-out texts that a direction of the session tells apart; NaN for
+        none of that name.
+        """
+        found = self._shell.session.workspace.directions.get(name)
+        return float(found.layers[found.best_layer].accuracy) if found else nan
+
     @cached_property
     def _text(self) -> str:
         return self._text_override or decode(self._tokenizer, list(self.ids))
 
-    @property
-    def _is_character_level(self) -> bool:
-        return isinstance(self._tokenizer, CharacterTokenizer)
-
-    def _model_value(self, name: str) -> str | None:
-        """Return a value of the model that needs no forward pass; None for any other name."""
-        config, checkpoint = self._config, self.model.checkpoint
-        sizes = {
-            "layers": config.n_layers,
-            "last_layer": config.n_layers - 1,
-            "heads": config.n_heads,
-            "last_head": config.n_heads - 1,
-            "all_heads": config.n_layers * config.n_heads,
-            "width": config.d_model,
-            "head_size": config.head_dim,
-            "ff_width": _d_mlp(config),
-            "context": self.model.decoder.context_length,
-            "vocabulary": config.vocab_size,
-            "parameters": config.n_params,
-            "tokens": len(self.ids),
-            "numbers": len(self.ids) * config.d_model,
-        }
-        if name in sizes:
-            return f"{sizes[name]:,}"
-        words = {
-            "model": self.model.name,
-            "family": self.model.family,
-            "unit": _("character") if self._is_character_level else _("piece"),
-            "units": _("characters") if self._is_character_level else _("pieces"),
-            # The uniform baseline, in bits and in nats.
-            "bits_of_ignorance": f"{log2(config.vocab_size):.2f}",
-            "ignorance": f"{log(config.vocab_size):.3f}",
-            "practice": f'"{practice_file(current_language())}"',
-            "skewed": f'"{practice_file(current_language(), "skewed")}"',
-            "text": self._text,
-            "ids": " ".join(map(str, self.ids)),
-            "trained": f"{checkpoint.record.steps:,}" if checkpoint.record else _NO_VALUE,
-        }
-        return words.get(name)
-
-    def _loss_value(self, name: str) -> str | None:
-        """Return a value of the surprisal of the text; None for any other name."""
+    def _own_value(self, name: str) -> str | None:
+        """Return the text or a value of its surprisal; None for any other name."""
+        if name == "text":
+            return self._text
         if name not in ("loss", "bits", "perplexity", "hardest", "hardest.prob", "hardest.bits"):
             return None
         view = self._surprise
         if view is None:
-            return _NO_VALUE  # a text of one token has nothing that could surprise
+            return NO_VALUE  # a text of one token has nothing that could surprise
         hardest = view.most[0]
         return {
             "loss": f"{view.mean:.3f}",
@@ -167,13 +155,13 @@ class LessonValues:
 
     def _token_value(self, kind: str, number: int) -> str:
         if not -len(self.ids) <= number < len(self.ids):
-            return _NO_VALUE
+            return NO_VALUE
         token = Token.from_id(self._tokenizer, self.ids[number])
         return token.label if kind == "token" else str(token.id)
 
     def _candidate_value(self, kind: str, number: int) -> str:
         if not 1 <= number <= len(self._sweep.candidates):
-            return _NO_VALUE
+            return NO_VALUE
         candidate = self._sweep.candidates[number - 1]
         if kind == "next":
             return candidate.token.label
@@ -182,6 +170,16 @@ class LessonValues:
         temp = {"prob": 1.0, "hot": 2.0, "cold": 0.5}[kind]
         # None means that a sampler dropped the token.
         return percent(candidate.probs[self._sweep.temps.index(temp)] or 0.0)
+
+    def _induction_value(self, field: str) -> str:
+        try:
+            layer, head, share, even = self._induction
+        except UserError:  # too short a context for random tokens given twice
+            return NO_VALUE
+        values = {"head": f"{layer}.{head}", "share": f"{share:.1%}", "even": f"{even:.1%}"}
+        if field not in values:
+            raise _unknown_value_error(f"induction.{field}")
+        return values[field]
 
     def _head_value(self, pattern: str, field: str) -> str:
         scored = [
@@ -205,15 +203,16 @@ class LessonValues:
             "entropy": lambda: f"{self._entropy:.2f}",
             "choices": lambda: f"{2**self._entropy:,.1f}",
             "head": lambda: ".".join(map(str, self._searching_head)),
-            "met": lambda: (
-                self._subject.tokens[self._subject.index_of(self._top_key.position)].label
-            ),
+            "met": lambda: self.subject.tokens[self.subject.index_of(self._top_key.position)].label,
             "dot": lambda: f"{self._top_key.dot:.2f}",
             # of the dot product as it is shown, so that a learner comes to the same number
             "scaled": lambda: f"{round(self._top_key.dot, 2) / self._config.head_dim**0.5:.2f}",
             "weight": lambda: percent(self._top_key.weight),
             "lens.place": lambda: component_name(self._lens.first),
             "lens.first": lambda: self._lens.rows[0].top[0].token.label,
+            "lens.below": lambda: lens_below(self._lens, self._config.n_layers),
+            "lens.kl": lambda: nats(self._lens.rows[0].kl),
+            "road.first": lambda: f"{self._residual.rows[0].stream:.2f}",
             "road.added": lambda: f"{self._residual.rows[-2:][0].added:.2f}",
             "road.stream": lambda: f"{self._residual.rows[-1].stream:.2f}",
         }
@@ -224,8 +223,13 @@ class LessonValues:
     # -- views, each computed once when first asked for
 
     @cached_property
-    def _subject(self) -> "InspectedText":
+    def subject(self) -> "InspectedText":
+        """The model and the text as views look at them."""
         return inspect_ids(self._shell, self.model, self.ids)
+
+    @cached_property
+    def _induction(self) -> tuple[int, int, float, float]:
+        return strongest_induction(self.subject)
 
     @cached_property
     def _logits(self) -> Any:
@@ -251,41 +255,34 @@ class LessonValues:
     def _surprise(self) -> "SurpriseView | None":
         from minillm_repl.views.surprise import compute as surprise_view
 
-        return surprise_view(self._subject) if len(self._subject.ids) > 1 else None
+        return surprise_view(self.subject) if len(self.subject.ids) > 1 else None
 
     @cached_property
     def _focus(self) -> "FocusView":
         from minillm_repl.views.attn import compute_focus
 
-        return compute_focus(self._subject)
+        return compute_focus(self.subject)
 
     @cached_property
     def _searching_head(self) -> tuple[int, int]:
         layer, head = map(int, self._head_value("previous", "head").split("."))
-        return find_searching_head(self._subject, otherwise=(layer, head))
+        return find_searching_head(self.subject, otherwise=(layer, head))
 
     @cached_property
     def _top_key(self) -> "Met":
-        return top_key(self._subject, *self._searching_head)
+        return top_key(self.subject, *self._searching_head)
 
     @cached_property
     def _lens(self) -> "LensView":
         from minillm_repl.views import lens
 
-        return lens.compute(self._subject)
+        return lens.compute(self.subject)
 
     @cached_property
     def _residual(self) -> "ResidualView":
         from minillm_repl.views import residual
 
-        return residual.compute(self._subject)
-
-
-def _d_mlp(config: AnyConfig) -> int:
-    """Return the width of the first MLP; of a mixture, that of each expert."""
-    if isinstance(config, LlamaConfig) and config.is_routed(0):
-        return config.d_expert
-    return config.d_mlp
+        return residual.compute(self.subject)
 
 
 def _unknown_value_error(name: str) -> UserError:

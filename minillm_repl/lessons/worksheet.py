@@ -34,7 +34,7 @@ from minillm_repl.lessons import (
     When,
     find_exercises,
 )
-from minillm_repl.lessons.claims import claim_text
+from minillm_repl.lessons.claims import claim_text, is_true
 from minillm_repl.lessons.course import find_lesson, learner_progress
 from minillm_repl.lessons.draw import PLACEHOLDER, class_hour, fill_placeholders, fill_tokens
 from minillm_repl.lessons.exercises import ExerciseSteps, InputRequest, is_right, shuffled_steps
@@ -184,6 +184,8 @@ class _Sheet:
                     self._add_blocks(runner, block.blocks)
                 continue
             values = runner.lesson_values()
+            if not self._belongs(runner, block, values):
+                continue
             self.parts.append(self._html(block, values))
             lines = {Show: "lines", Try: "do"}.get(type(block))
             if lines:
@@ -192,6 +194,12 @@ class _Sheet:
                 if self.kind == "key" and isinstance(block, Try):
                     done = self._markdown(block.done, runner.lesson_values())
                     self.parts.append(f'<div class="answer">{done}</div>')
+
+    def _belongs(self, runner: LessonRunner, block: Block, values: LessonValues) -> bool:
+        """Return whether a block is on the paper: no claim about a training of one step only."""
+        if isinstance(block, Claim):
+            return self.kind == "key" or not runner.has_trained
+        return not isinstance(block, Exercise) or is_true(block, values)
 
     def _run(self, runner: LessonRunner, lines: tuple[str, ...]) -> None:
         for each in lines:

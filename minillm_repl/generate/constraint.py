@@ -124,6 +124,10 @@ class Vocabulary:
         }
         end = self.size + len(missing)
         self.tokens = [*pieces, *missing, b"<end of the format>"]
+        # A bit for each, in words of 32: the tokens of the vocabulary that end nothing.
+        words = np.zeros(-(-len(self.tokens) // 32) * 32, np.bool_)
+        words[: self.size] = ~self.ends
+        self.goes_on = np.packbits(words, bitorder="little")
         self.special_token_ids.append(end)
         self.eos_token_id, self.bos_token_id = end, None
         ends = [*np.flatnonzero(self.ends).tolist(), end]
@@ -179,8 +183,8 @@ class FormatState:
 
     def __init__(self, matcher: "LLMatcher", vocabulary: Vocabulary) -> None:
         self._matcher, self._vocabulary = matcher, vocabulary
-        words = (len(vocabulary.tokens) + 31) // 32
-        self._bits = np.zeros(words, np.int32)  # a bit for each token
+        self._bits = np.zeros_like(vocabulary.goes_on)  # a bit for each token
+        self._address = self._bits.ctypes.data  # which is slow to find out
         self._look()
 
     def advance(self, token: int) -> None:
@@ -190,13 +194,13 @@ class FormatState:
 
     def _look(self) -> None:
         """Find out what can come next."""
-        self._matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
+        self._matcher.unsafe_compute_mask_ptr(self._address, self._bits.nbytes)
         # After an error the library lets an answer end; it is not complete.
         failed = self._matcher.is_error()
         self.is_complete = not failed and self._matcher.is_accepting()
-        bits = np.unpackbits(self._bits.view(np.uint8), bitorder="little")
-        self.allowed = bits[: self._vocabulary.size].view(np.bool_)
-        if failed or not (self.allowed & ~self._vocabulary.ends).any():
+        bits = np.unpackbits(self._bits, None, self._vocabulary.size, "little")
+        self.allowed = bits.view(np.bool_)
+        if failed or not np.count_nonzero(self._bits & self._vocabulary.goes_on):
             self.ended = "format" if self.is_complete else "stuck"
 
 

@@ -167,7 +167,7 @@ def prefill(
 
 def format_mask(allowed: Mask, drawn: Draw) -> FormatMask:
     """Return what a format allows (vocab_size,) of the model's distribution."""
-    mass = float(np.einsum("i,i", drawn.model[0], allowed))
+    mass = float(np.add.reduce(drawn.model[0], where=allowed))
     return FormatMask(allowed=int(np.count_nonzero(allowed)), mass=min(mass, 1.0))
 
 

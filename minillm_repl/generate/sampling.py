@@ -136,7 +136,9 @@ def process_logits(
 
 def keep(scores: Scores, allowed: Mask) -> Scores:
     """Keep the tokens with which the format can go on."""
-    return np.where(allowed, scores, FILTERED)
+    kept = scores.copy()  # in less time than `where` takes
+    kept[~allowed] = FILTERED
+    return kept
 
 
 def greedy(scores: Scores) -> Scores:

@@ -21,6 +21,7 @@ from minillm_repl.lessons.values import LessonValues
 from minillm_repl.model import gpt
 from minillm_repl.repl.workspace import Writable
 from minillm_repl.storage.paths import find_checkpoint
+from minillm_repl.views import heads
 from tests.conftest import MODELS, ROOT
 from tests.test_lessons import printed, shell_for, state  # noqa: F401 - a fixture
 
@@ -56,6 +57,16 @@ def test_lesson_4_shows_a_head_that_finds_another_token(name):
     assert dot > 0
     assert values.value("met") != values.value("token.-1")
     assert scaled == pytest.approx(dot / int(values.value("head_size")) ** 0.5, abs=0.005001)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_lesson_5_measures_induction_as_the_atlas_of_heads_does(name):
+    values = values_of(name)
+    most = heads.compute(values.subject, name)
+    first = most.heads[0]
+    assert values.value("induction.head") == f"{first.layer}.{first.head}"
+    assert values.value("induction.share") == f"{first.induction:.1%}"
+    assert values.value("induction.even") == f"{most.uniform[0]:.1%}"
 
 
 def test_lesson_12_does_not_cut_the_road_of_a_block_that_begins_with_nothing():

@@ -121,7 +121,7 @@ def _neighbours(values: LessonValues, word: str) -> tuple[list[str], list[str]]:
 def _ablate(values: LessonValues, layer: float, head: float | None = None) -> "EffectView":
     """Return the effect of `:ablate` with a layer, or with a layer and a head."""
     from minillm_repl.views import effect
-    from minillm_repl.views.ablate import ablation_hook
+    from minillm_repl.views.ablation import ablation_hook
 
     hook = ablation_hook(values.subject, int(layer), None if head is None else int(head))
     return effect.compute(values.subject, "", hook)
@@ -136,7 +136,7 @@ def _stepped(values: LessonValues, rate: float) -> float:
 
 def _unneeded(values: LessonValues, nats: float) -> float:
     """Return the share of heads without which the loss on the text grows by less than `nats`."""
-    from minillm_repl.views.ablate import compute_scan
+    from minillm_repl.views.ablate_scan import compute_scan
 
-    effects = compute_scan(values.subject).heads
+    effects = compute_scan(values.subject).effects
     return sum(each.change < nats for each in effects) / len(effects)

@@ -41,10 +41,10 @@ def strongest_induction(inspected: "InspectedText") -> tuple[int, int, float, fl
 
     Raises UserError where the context or the vocabulary is too small.
     """
-    from minillm_repl.views.head_probe import baselines, make_probe, measure
+    from minillm_repl.training.head_probe import baselines, make_probe, measure
 
-    probe = make_probe(inspected)
-    scores = measure(inspected, probe)[..., 0]  # (layer, head)
+    probe = make_probe(inspected.tokenizer, inspected.config)
+    scores = measure(inspected.model, probe, inspected.hook)[..., 0]  # (layer, head)
     layer, head = divmod(int(scores.argmax()), scores.shape[1])
     return layer, head, float(scores[layer, head]), baselines(probe)[1][0]
 

@@ -8,6 +8,7 @@ value: `{name}을/를` becomes `나무를` or `집을`. `python -m tests.message
 
 import gettext
 import re
+import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -153,3 +154,42 @@ def _latin_final_consonant(word: str) -> str:
     if not _ENDS_CLOSED.search(word):
         return ""
     return "ㄹ" if word.endswith("l") else "ㄴ"
+
+
+# What Korean help and people call the words that settings and options take, where no text is meant.
+_KOREAN_WORDS = {
+    **dict.fromkeys(("켜기", "켬", "켜", "예"), "on"),
+    **dict.fromkeys(("끄기", "끔", "꺼", "없음", "아니요"), "off"),
+    "자동": "auto",
+    "무작위": "random",
+    **dict.fromkeys(("숨기기", "숨김"), "hide"),
+    **dict.fromkeys(("줄", "한줄"), "line"),
+    **dict.fromkeys(("색", "색깔"), "colour"),
+    **dict.fromkeys(("전체", "모두"), "all"),
+    **dict.fromkeys(("답", "답만"), "answer"),
+    "항상": "always",
+    "고대비": "contrast",
+    "한국어": "ko",
+    "영어": "en",
+    "크기": "size",
+    "층": "layer",
+    "층별": "layer",
+    "위치": "position",
+    "위치별": "position",
+    "영": "zero",
+    "평균": "mean",
+    "손실": "loss",
+    "로짓": "logits",
+    "기울기": "gradient",
+    "헤드": "heads",
+    "어텐션": "attention",
+    "피드포워드": "feed-forward",
+    "잔차": "residual",
+    "유도": "induction",
+    "복사": "copying",
+}
+
+
+def in_english(word: str) -> str:
+    """Return the option word that a Korean one means; another word as it is."""
+    return _KOREAN_WORDS.get(unicodedata.normalize("NFC", word), word)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from minillm_repl.errors import UserError
-from minillm_repl.language import _
+from minillm_repl.language import _, in_english
 from minillm_repl.safetext import safe_line
 
 _LARGEST = 10**9  # of a whole number without a limit of its own
@@ -211,10 +211,11 @@ def parse_value(spec: Spec, name: str, text: str, error: type[UserError] = UserE
     """Return the value of a typed text. Raises `error` with `name` and the expectation."""
     text = text.strip()
     try:
-        if text.lower() in spec.special_values:
-            return spec.special_values[text.lower()]
-        return spec.parse(text)
+        return _parsed(spec, text)
     except ValueError as why:
+        meant = in_english(text)  # only now: a setting may be a text
+        if meant in words_of(spec):
+            return _parsed(spec, meant)
         words = [str(why)] if spec.parse is not switch else []
         expected = (_(", or ") if words else _(" or ")).join([*words, *spec.special_values])
         raise error(
@@ -225,6 +226,12 @@ def parse_value(spec: Spec, name: str, text: str, error: type[UserError] = UserE
                 value=safe_line(text),
             )
         ) from None
+
+
+def _parsed(spec: Spec, text: str) -> Any:
+    if text.lower() in spec.special_values:
+        return spec.special_values[text.lower()]
+    return spec.parse(text)
 
 
 def parse_number(spec: Spec, value: Any) -> Any:

@@ -1,9 +1,12 @@
-"""Particles: the right one of each pair, checked by how the words are read aloud."""
+"""Korean: particles, checked by how the words are read aloud, and words that are typed."""
+
+import re
 
 import pytest
 
-from minillm_repl.language import _, choose_particle, fill_particles, set_language
+from minillm_repl.language import _, choose_particle, current_language, fill_particles, set_language
 from tests.messages import read
+from tests.test_lessons import shell_for
 
 READ = {  # word: with 은/는, with 으로/로
     "나무": "나무는 나무로",
@@ -69,3 +72,49 @@ def test_no_translation_writes_a_particle_in_brackets():
         for text in written
         if any(pair in text for pair in ("은(는)", "이(가)", "을(를)", "(으)로"))
     ]
+
+
+def test_no_translation_writes_one_particle_after_a_value_that_may_need_the_other():
+    # A value in round brackets is left out: the particle belongs to the word before them.
+    particle = "이에요|예요|은|는|이|가|을|를|과|와|으로|로|이랑|랑"
+    alone = re.compile(rf"\{{[^{{}}]+\}}[`'’”\"]*(?:{particle})(?=[\s.,:;]|$)")
+    written = [text for message in read() if message.id for text in _texts_of(message.string)]
+    assert [text for text in written if alone.search(text)] == []
+
+
+def _texts_of(string):
+    return [string] if isinstance(string, str) else string
+
+
+@pytest.mark.parametrize(
+    ("line", "name", "value"),
+    [
+        (":verbose 색", "verbose", "colour"),
+        (":verbose 줄", "verbose", "line"),
+        (":자세히 끄기", "verbose", 0),
+        (":chat 자동", "chat", None),
+        (":penalise 답만", "penalise", "answer"),
+        (":penalise 전체", "penalise", "all"),
+        (":생각 숨기기", "think", "hide"),
+        (":형식 끄기", "format", ""),
+        (":seed 무작위", "seed", None),
+        (":stop 끄기", "stop", ("끄기",)),  # a text is a text
+        (":system 끄기", "system", "끄기"),
+    ],
+)
+def test_a_setting_takes_the_korean_words_for_its_own(nalssi, line, name, value):
+    shell = shell_for(nalssi)
+    shell.run_line(line)
+    assert getattr(shell.session.settings, name) == value
+
+
+def test_options_and_languages_take_korean_words_too(nalssi):
+    shell = shell_for(nalssi)
+    try:
+        shell.run_line(":lang 한국어")
+        assert current_language() == "ko"
+        shell.run_line("날씨")
+        shell.run_line(":why by=층")
+        shell.run_line(":heads sort=유도")
+    finally:
+        set_language("en")

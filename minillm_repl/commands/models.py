@@ -87,7 +87,7 @@ def load(shell: Shell, asked: Arguments) -> None:
     "save",
     arguments=(
         Words("path", "FILE|FOLDER/", completion="file"),
-        Choice("adapter", name="part"),
+        Choice("adapter", name="part", 어댑터="adapter"),
         ChoiceOption("type", "auto", *GGUF_TYPES),
     ),
     aliases=("저장",),
@@ -150,7 +150,12 @@ def _named(argument: str) -> Path:
     return path if path.suffix or exists(path) else user_path(f"{path}{SUFFIX}")
 
 
-@command("adapter", arguments=(Choice("on", "off"),), aliases=("어댑터",), example=":adapter off")
+@command(
+    "adapter",
+    arguments=(Choice("on", "off", 켜기="on", 끄기="off"),),
+    aliases=("어댑터",),
+    example=":adapter off",
+)
 def adapter(shell: Shell, asked: Arguments) -> None:
     """Switch the adapter of the open model off, or on again.
 

@@ -9,7 +9,7 @@ from rich.console import Console, RenderableType
 from rich.text import Text
 
 from minillm_repl.errors import UsageError, UserError
-from minillm_repl.language import LANGUAGES, N_, _, current_language, set_language
+from minillm_repl.language import LANGUAGES, N_, _, current_language, in_english, set_language
 from minillm_repl.render.console import FIGURES, TITLE
 from minillm_repl.render.drawing import UNLIMITED_WIDTH
 from minillm_repl.render.export import FORMATS, check_overwritable, whole_width, write_view
@@ -111,7 +111,8 @@ def lang(shell: Shell, asked: Arguments) -> None:
     Only the program's own messages change. To set the language for every session, use `--lang`,
     MINILLM_LANG or the configuration file.
     """
-    chosen = next((each for each in LANGUAGES if each == asked.language.lower()), None)
+    wish = in_english(asked.language.lower())
+    chosen = next((each for each in LANGUAGES if each == wish), None)
     if asked.language and chosen is None:
         raise UserError(_(":lang takes ko or en, not {value!r}", value=safe_line(asked.language)))
     if chosen is None:

@@ -62,7 +62,7 @@ def history(shell: Shell, asked: Arguments) -> None:
 
 @command(
     "copy",
-    arguments=(Choice("all", name="what"),),
+    arguments=(Choice("all", name="what", 전체="all", 모두="all"),),
     aliases=("복사",),
     group="Talk",
     example=":copy",

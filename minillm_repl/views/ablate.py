@@ -48,7 +48,7 @@ _RESAMPLED = 4  # texts of which a scan takes the mean
 _TOKENS = 32, 256  # of each: as many as the text has, within these
 _DIRECTION = re.compile(r"(\S+)(?:\s+(\d{1,9}))?")
 _HOW = (
-    Choice("zero", "mean", "resample", name="how"),
+    Choice("zero", "mean", "resample", name="how", 영="zero", 평균="mean"),
     Option("over", str, "", "FILE"),
     TextArgument(quoted=True),
 )

@@ -41,7 +41,8 @@ TEXTS = {"j": 32, "tuned": 64}  # that a lens is fitted on, if not said
 _SKIPPED = 16  # positions at the start, where attention goes that has nothing to do
 _HELD_OUT = 16  # windows, at most; at least one
 _MAX_BATCH = 16  # output dimensions in one backward pass
-_BATCH_WORK = 20_000_000_000  # multiplications of a pass: Ctrl-C is looked for between two
+_LAYER_WORK = 20_000_000_000  # multiplications of a layer: Ctrl-C is looked for between two
+_KEPT = 1 << 27  # numbers that a backward pass keeps: 512 MiB
 _LOGITS = 1 << 22  # numbers of the logits in a step of training
 _RATE = 3e-3  # of Adam, which falls to 0
 
@@ -65,8 +66,10 @@ def jacobians(
     config, names = text.config, places(text.config)
     last, length = f"blocks.{config.n_layers - 1}.residual", len(text.ids)
     valid = slice(min(_SKIPPED, length // 4), length - 1)
-    work = 4 * config.n_params * length
-    rows = max(1, min(_MAX_BATCH, config.d_model, _BATCH_WORK // work))
+    work = 4 * config.n_params * length // config.n_layers
+    kept = length * config.n_layers * (10 * config.d_model + 3 * config.d_mlp)  # about
+    # Many dimensions at once: the weights, which take longest, are then read once for all of them.
+    rows = max(1, min(_MAX_BATCH, config.d_model, _LAYER_WORK // work, _KEPT // kept))
     streams: dict[str, Tensor] = {}
 
     def stop(_gradient: "Tensor") -> None:

@@ -227,7 +227,6 @@ def _go_on(
         TextPair("in", "[TEXT] [in TARGET]"),
     ),
     json=True,
-    aliases=("패치스코프",),
     group="Look inside",
     example=":patchscope 날씨가 좋",
 )

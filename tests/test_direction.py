@@ -1,5 +1,6 @@
 """`:direction`: directions from pairs, against a transcription of repeng and numpy in float64."""
 
+import ctypes
 import shutil
 from dataclasses import replace
 
@@ -9,13 +10,16 @@ import pytest
 import torch
 
 import minillm_repl as mr
-from minillm_repl.checkpoint.gguf.write import save_control_vector
+from minillm_repl.checkpoint.gguf.write import save_control_vector, save_gguf
+from minillm_repl.checkpoint.load_save import load as load_checkpoint
 from minillm_repl.errors import UserError
+from minillm_repl.model.build import build
 from minillm_repl.storage.encoding import DetectedEncoding
 from minillm_repl.views import direction_fit
 from minillm_repl.views.direction_fit import Direction, fit, read_pairs
 from minillm_repl.views.inspected_text import InspectedText
-from minillm_repl.views.steering import parse_named, steering_hook
+from minillm_repl.views.steering import parse_named, residual_norm, steering_hook
+from tests.outside import outside
 from tests.test_huggingface import random_ids
 from tests.test_insight import both  # noqa: F401 - the fixture
 
@@ -140,3 +144,61 @@ def test_steering_by_name_adds_a_share_of_the_residual_norm(both):
     torch.testing.assert_close(
         added.norm(dim=-1), torch.full((len(ours.ids),), 0.2 * layers[1].norm), rtol=1e-3, atol=1e-4
     )
+
+
+@pytest.fixture(scope="module")
+def in_llama_cpp(tmp_path_factory):
+    """SmolLM2 as we save it in GGUF, opened by llama.cpp itself, with our model of the same
+    weights; `logits(vector, layers)` are those after the last token of a text.
+    """
+    llama_cpp = pytest.importorskip(
+        "llama_cpp", reason="needs llama.cpp itself: pip install llama-cpp-python"
+    )
+    checkpoint = load_checkpoint(outside("smollm2"), dtype="float32")
+    path = tmp_path_factory.mktemp("gguf") / "m.gguf"
+    save_gguf(checkpoint, path, "f32")
+    llama = llama_cpp.Llama(
+        str(path), n_ctx=64, logits_all=True, verbose=False, n_threads=1,
+        type_k=0, type_v=0, flash_attn=False,  # keys and values in float32
+    )  # fmt: skip
+    ids = checkpoint.tokenizer.encode("The capital of France is the city of", add_special=True)
+
+    def logits(vectors=None):
+        layers, width = checkpoint.config.n_layers, checkpoint.config.d_model
+        data = np.zeros((layers - 1, width), np.float32)  # of layers 1, 2, …
+        for layer, each in (vectors or {}).items():
+            data[layer - 1] = each
+        pointer = data.ctypes.data_as(ctypes.POINTER(ctypes.c_float)) if vectors else None
+        context = llama._ctx.ctx
+        assert not llama_cpp.llama_set_adapter_cvec(
+            context, pointer, data.size if vectors else 0, width, 1, layers - 1
+        )
+        llama.reset()
+        llama.eval(ids)
+        return torch.from_numpy(np.array(llama.scores[len(ids) - 1], np.float32))
+
+    model = build(checkpoint.config, checkpoint.tensors)
+    return InspectedText(model, checkpoint.tokenizer, tuple(ids)), logits
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layer", [1, 29])
+def test_a_control_vector_does_in_llama_cpp_what_steering_does_here(in_llama_cpp, layer, tmp_path):
+    ours, theirs = in_llama_cpp
+    generator = torch.Generator().manual_seed(layer)
+    unit = torch.nn.functional.normalize(
+        torch.randn(ours.config.d_model, generator=generator), dim=0
+    )
+    strength = 0.2 * residual_norm(ours, layer)
+    # What the file holds is what a scale of 1 adds.
+    save_control_vector(tmp_path / "v.gguf", {layer: (strength * unit).numpy()}, "llama")
+    reader = gguf.GGUFReader(tmp_path / "v.gguf")
+    vectors = {int(each.name.split(".")[1]): each.data.copy() for each in reader.tensors}
+    assert list(vectors) == [layer]
+    plain, steered = (
+        text.logits(last_only=True)[0]
+        for text in (ours, ours.with_hook(steering_hook(unit, layer, strength)))
+    )
+    torch.testing.assert_close(theirs(), plain, rtol=0, atol=1e-2)
+    torch.testing.assert_close(theirs(vectors), steered, rtol=0, atol=1e-2)
+    assert (steered - plain).abs().max() > 0.5, "or else nothing was shown"

@@ -19,7 +19,7 @@ from minillm_repl.model.config import AnyConfig
 from minillm_repl.safetext import safe_line
 
 ARCHITECTURE, TOKENS = "general.architecture", "tokenizer.ggml.tokens"
-GGUF_TYPES = ("f16", "bf16", "q8_0", "q4_0")  # that are written here
+GGUF_TYPES = ("f16", "bf16", "f32", "q8_0", "q4_0")  # that are written here
 EMBEDDING, HEAD, ROPE_FACTORS = "token_embd.weight", "output.weight", "rope_freqs.weight"
 
 

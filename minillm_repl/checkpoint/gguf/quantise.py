@@ -15,7 +15,7 @@ def to_blocks(name: str, array: Array, kind: str) -> tuple[str, memoryview]:
     """Return the type of a tensor in a file, and its bytes. Raises UserError."""
     # A router in fewer bits would send tokens elsewhere; llama.cpp has it in float32 too.
     is_small = ".ffn_gate_inp." in name or ".shortconv.conv." in name
-    if array.ndim == 1 or name.startswith("position_embd") or is_small:
+    if kind == "f32" or array.ndim == 1 or name.startswith("position_embd") or is_small:
         return "F32", as_bytes(to_float32(array))
     if kind == "q4_0" and name in (EMBEDDING, HEAD):
         kind = "q8_0"

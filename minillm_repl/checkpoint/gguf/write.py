@@ -32,7 +32,13 @@ from minillm_repl.safetext import safe_line
 from minillm_repl.storage.atomic import write_atomically
 from minillm_repl.storage.paths import exists
 
-_FILE_TYPES = {"f16": 1, "q4_0": 2, "q8_0": 7, "bf16": 32}  # of llama.cpp, for general.file_type
+_FILE_TYPES = {
+    "f32": 0,
+    "f16": 1,
+    "q4_0": 2,
+    "q8_0": 7,
+    "bf16": 32,
+}  # of llama.cpp, for general.file_type
 _NUMBERS = {name: number for number, (name, _values, _size) in TYPES.items()}
 _VERSION = 3
 _UINT32, _INT32, _FLOAT32, _BOOL, _STRING, _ARRAY = range(4, 10)  # types of metadata

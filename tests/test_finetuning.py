@@ -21,7 +21,7 @@ from minillm_repl.chat import DEFAULT_CHAT_TEMPLATE, ROLE_TOKENS, Message, apply
 from minillm_repl.checkpoint import ChatTemplate, adapter
 from minillm_repl.checkpoint.header import read_header
 from minillm_repl.checkpoint.load_save import load, save
-from minillm_repl.commands.trained import describe_method
+from minillm_repl.commands.training_screen import describe_method
 from minillm_repl.errors import UserError
 from minillm_repl.model.bfloat16 import BFLOAT16
 from minillm_repl.model.build import build

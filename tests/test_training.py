@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from minillm_repl.checkpoint.load_save import load
 from minillm_repl.checkpoint.native import save_native as save
 from minillm_repl.checkpoint.record import TrainingRecord
-from minillm_repl.commands.trained import describe_failure, describe_method
+from minillm_repl.commands.trained import describe_failure
+from minillm_repl.commands.training_screen import describe_method
 from minillm_repl.errors import UserError
 from minillm_repl.model.build import build
 from minillm_repl.model.config import GPTConfig
@@ -173,9 +174,10 @@ def test_the_best_weights_are_kept_and_patience_ends_the_run(corpus, tmp_path):
     assert loss == pytest.approx(finished.val_loss, abs=1e-4)
 
 
-def test_nalssi_has_the_loss_that_its_record_says(nalssi):
+def test_nalssi_has_the_loss_that_its_record_says(nalssi, tmp_path):
+    """Over all windows of what it read: its text, twice."""
     model = build(nalssi.config, nalssi.tensors)
-    every = torch.tensor(nalssi.tokenizer.encode(TEXT)).unfold(
+    every = torch.tensor(nalssi.tokenizer.encode(2 * TEXT)).unfold(
         0, nalssi.config.context_length + 1, 1
     )
     with torch.no_grad():
@@ -184,7 +186,8 @@ def test_nalssi_has_the_loss_that_its_record_says(nalssi):
     assert nalssi.config == GPTConfig(
         vocab_size=44, context_length=32, d_model=64, n_layers=4, n_heads=4
     )
-    assert nalssi.training.corpus_sha256 == open_corpus(MODELS / "nalssi.txt").sha256
+    (tmp_path / "twice.txt").write_text(2 * TEXT, encoding="utf-8")
+    assert nalssi.training.corpus_sha256 == open_corpus(tmp_path / "twice.txt").sha256
 
 
 def test_an_interrupt_stops_between_two_steps_and_keeps_the_model(corpus):

@@ -41,10 +41,7 @@ def run_blocks(
             case Guess():
                 yield from run_guess(shell, block, _guess_text(runner, block))
             case Claim():
-                text, values = claim_text(block, runner.lesson_values())
-                if not text:
-                    continue
-                shell.screen.out.print(LessonMarkdown(text, values.value))
+                _show_claim(runner, block)
             case When():
                 if runner.lesson_values().holds(block.condition):
                     yield from run_blocks(runner, block.blocks, record)
@@ -74,6 +71,18 @@ def _listened(
             return " → ".join(filter(str.strip, lines)), end.value
         line = yield request
         lines.append(line)
+
+
+def _show_claim(runner: LessonRunner, block: Claim) -> None:
+    values = runner.lesson_values()
+    try:
+        text, about = claim_text(block, values)
+    except UserError:  # a view that this model does not have, or this text is too long for
+        if runner.raises_errors:
+            raise
+        text, about = block.otherwise, values
+    if text:
+        runner.shell.screen.out.print(LessonMarkdown(text, about.value))
 
 
 def _run_show(course: LessonRunner, block: Show) -> ExerciseSteps:

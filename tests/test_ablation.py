@@ -17,7 +17,6 @@ from minillm_repl.views import effect
 from minillm_repl.views.ablate_scan import compute_scan
 from minillm_repl.views.ablation import (
     ablation_hook,
-    can_begin_inside,
     direction_hook,
     direction_places,
 )
@@ -25,6 +24,7 @@ from minillm_repl.views.direction_fit import Direction, LayerQuality
 from minillm_repl.views.edges import WRITES, check_graph, cut_hook
 from minillm_repl.views.headless import make_shell
 from minillm_repl.views.inspected_text import InspectedText
+from minillm_repl.views.partial_pass import can_begin_inside
 from tests.conftest import random_checkpoint
 from tests.test_huggingface import random_ids
 from tests.test_insight import make_both, of_text

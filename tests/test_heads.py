@@ -15,7 +15,7 @@ from minillm_repl.errors import UserError
 from minillm_repl.model.build import build
 from minillm_repl.training import head_probe
 from minillm_repl.views import circuits, composition, heads
-from minillm_repl.views.attention import weights
+from minillm_repl.views.attention_patterns import weights
 from minillm_repl.views.inspected_text import InspectedText
 from tests.conftest import random_checkpoint
 from tests.test_insight import both  # noqa: F401 - the fixture

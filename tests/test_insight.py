@@ -17,7 +17,8 @@ from minillm_repl.model.hooks import caching
 from minillm_repl.render.export import plain_text
 from minillm_repl.tokenizer.lookup import find_token_ids
 from minillm_repl.views import lens, residual, why
-from minillm_repl.views.attention import compute_head, compute_layer, find_patterns, weights
+from minillm_repl.views.attention import compute_head, compute_layer
+from minillm_repl.views.attention_patterns import find_patterns, weights
 from minillm_repl.views.attn import compute_focus
 from minillm_repl.views.contributions import written
 from minillm_repl.views.inspected_text import InspectedText

@@ -6,7 +6,7 @@ import torch
 from minillm_repl.training.head_probe import make_probe, measure
 from minillm_repl.views import circuits, lens, path_patching, why
 from minillm_repl.views.ablation import ablation_hook as silencing
-from minillm_repl.views.attention import weights
+from minillm_repl.views.attention_patterns import weights
 from minillm_repl.views.composition import composition
 from minillm_repl.views.patch import compute as patch_view
 from tests.test_insight import agrees, both  # noqa: F401 - the fixture

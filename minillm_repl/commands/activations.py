@@ -13,7 +13,8 @@ from minillm_repl.repl.registry import command
 from minillm_repl.safetext import safe_line
 from minillm_repl.storage.paths import exists, user_path
 from minillm_repl.tokenizer import decode
-from minillm_repl.views.base import find_predicted, inspect_text
+from minillm_repl.views.base import inspect_text
+from minillm_repl.views.finding import find_predicted
 from minillm_repl.views.inspected_text import InspectedText, check_layer
 
 if TYPE_CHECKING:

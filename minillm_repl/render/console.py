@@ -4,7 +4,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
@@ -130,6 +130,14 @@ def _highest_contrast(segment: Segment) -> Segment:
 
 
 @dataclass(frozen=True)
+class _Working:
+    """A line that moves while the program works: a `Status` of rich."""
+
+    status: Any
+    is_pass: bool  # of `show_working`, not of `waiting`
+
+
+@dataclass(frozen=True)
 class Screen:
     """Two streams: results go to `out`; figures, notes and errors to `err`. At a terminal, all go
     to `out`.
@@ -139,6 +147,9 @@ class Screen:
     err: Console
     interactive: bool = False  # a person at a terminal: figures and notes appear where they look
     errors: Console | None = None  # where these go if not to `side`
+    working: list[_Working] = field(
+        default_factory=list
+    )  # the line that moves now, if there is one
 
     @property
     def notes_console(self) -> Console:
@@ -166,8 +177,31 @@ class Screen:
         if not self.animated:
             yield lambda _share: None
             return
+        self.end_working()  # a terminal has one such line
         with self.notes_console.status(Text(text, FIGURES), spinner="dots") as status:
-            yield lambda text: status.update(Text(text, FIGURES))
+            self.working.append(_Working(status, is_pass=False))
+            try:
+                yield lambda text: status.update(Text(text, FIGURES))
+            finally:
+                self.working.clear()
+
+    def show_working(self, text: str) -> None:
+        """Do what `waiting` does, until `end_working`; nothing where a line moves already."""
+        if self.animated and not self.working:
+            status = self.notes_console.status(Text(text, FIGURES), spinner="dots")
+            self.working.append(_Working(status, is_pass=True))
+            status.start()
+
+    def update_working(self, text: str) -> None:
+        """Change the text of `show_working`."""
+        for each in self.working:
+            if each.is_pass:
+                each.status.update(Text(text, FIGURES))
+
+    def end_working(self) -> None:
+        """Take the line of `show_working` away, if there is one."""
+        if self.working and self.working[0].is_pass:
+            self.working.pop().status.stop()
 
     def silenced(self) -> "Screen":
         """Return a screen that shows only errors, for the processes beside the one that draws."""

@@ -102,6 +102,8 @@ class Shell:
         except UsageError as error:
             message = _("{error} · usage: {usage}", error=error, usage=command.usage)
             raise UserError(message) from None
+        finally:
+            self.screen.end_working()  # of a pass that was ended
 
     def is_command(self, line: str) -> bool:
         """Tell whether a line is a command: `:word`, or `/word` as in other chat programs."""

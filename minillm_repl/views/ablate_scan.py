@@ -14,8 +14,6 @@ from minillm_repl.views.ablation import (
     How,
     Instead,
     Piece,
-    can_begin_inside,
-    from_layer,
     hook_names,
     means,
     rows_at,
@@ -28,6 +26,7 @@ from minillm_repl.views.inspected_text import (
     place_name,
     topk_ids,
 )
+from minillm_repl.views.partial_pass import can_begin_inside, from_layer
 from minillm_repl.views.patching import Progress
 
 if TYPE_CHECKING:
@@ -120,7 +119,7 @@ def compute_scan(
     cells = _cells(inspected, what)
     effects: list[PartEffect] = []
     for layer, pieces in cells.items():
-        text = from_layer(inspected, layer, into[layer]) if inside else inspected
+        text = from_layer(inspected, layer, into[layer]) if inside and layer else inspected
         work = inspected.config.n_params * len(inspected.ids)
         work = work * (inspected.config.n_layers - layer * inside) // inspected.config.n_layers
         size = max(1, _MAX_WORK // work)

@@ -6,11 +6,9 @@ In the place of what a part writes stand zeros, its mean, or what it writes on a
 
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
-from minillm_repl.model.config import LlamaConfig
-from minillm_repl.model.hooks import Hook, compose
+from minillm_repl.model.hooks import Hook
 from minillm_repl.repl.arguments import INDEX, Argument, Values
 from minillm_repl.views.inspected_text import InspectedText, check_layer, no_grad
 
@@ -168,38 +166,3 @@ def direction_hook(vector: "Tensor", places: frozenset[str]) -> Hook:
         return tensor - (tensor * along).sum(-1, keepdim=True) * along
 
     return hook
-
-
-# -- passes that begin in the middle
-
-
-def from_layer(inspected: InspectedText, layer: int, residual: "Tensor") -> InspectedText:
-    """Return the text with a model of the layers from `layer` on, which share their weights.
-
-    `residual` (time, d_model) is the stream that they read, interventions included.
-    """
-    import copy
-
-    if not layer:
-        return inspected
-    model = copy.copy(inspected.model)
-    model._modules = dict(inspected.model._modules)
-    model.blocks = inspected.model.blocks[layer:]
-    if isinstance(model.config, LlamaConfig):
-        model.ropes = model.ropes[layer:]
-
-    def begin(name: str, tensor: "Tensor") -> "Tensor":
-        return residual.expand_as(tensor) if name == "embedding" else tensor
-
-    return replace(inspected, model=model, hook=compose(inspected.hook, begin))
-
-
-def can_begin_inside(inspected: InspectedText, residual: "Tensor", logits: "Tensor") -> bool:
-    """Tell whether the last layer alone, on what it read (time, d_model), gives the last logits.
-
-    An intervention that needs to see the layers before (`:circuit run`) has others.
-    """
-    import torch
-
-    part = from_layer(inspected, inspected.config.n_layers - 1, residual)
-    return torch.allclose(part.logits(last_only=True)[-1], logits, rtol=1e-4, atol=1e-4)

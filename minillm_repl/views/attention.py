@@ -1,6 +1,5 @@
-"""Attention weights, the patterns that heads follow, and maps of both: what `:attn` shows."""
+"""Maps of attention weights, of one head and of all heads of a layer: what `:attn` shows."""
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -9,7 +8,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from minillm_repl.language import N_, _
+from minillm_repl.language import _
+from minillm_repl.model.hooks import wants_pattern
 from minillm_repl.render.console import FIGURES, MODEL, TITLE
 from minillm_repl.render.drawing import (
     fit_to_width,
@@ -21,128 +21,21 @@ from minillm_repl.render.drawing import (
 from minillm_repl.render.tables import WIDE
 from minillm_repl.tokenizer import Token
 from minillm_repl.tokenizer.truncation import Truncation
+from minillm_repl.views.attention_patterns import (
+    UNIFORM_NOTE,
+    Pattern,
+    last_weights,
+    pattern_scores,
+    patterns_of,
+    visiting,
+)
 from minillm_repl.views.base import Row, View
-from minillm_repl.views.inspected_text import InspectedText, check_layer, to_tuples
+from minillm_repl.views.inspected_text import InspectedText, check_layer, no_grad, to_tuples
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-UNIFORM_NOTE = N_("in brackets: the score of uniform attention")
-_BY_CONTENT = N_("same token"), N_("induction on this text")
-_MIN_PLACES = 3  # positions that can show a pattern by content; fewer are chance
-
-
-@dataclass(frozen=True)
-class Pattern:
-    """A pattern that a head can follow on a text, and how much of its attention does."""
-
-    name: str  # `previous token`
-    # the share of the weight that follows it: a mean over the positions where that is possible
-    score: float
-    chance: float  # the score of attention spread evenly over all visible positions
-    places: int  # how many positions the means are over
-
-
-def pattern_scores(patterns: Iterable[Pattern], *, baseline: bool = True) -> str:
-    """Return `previous token 62% (15%)` for each pattern; the baseline is in brackets."""
-    return " · ".join(
-        f"{_(each.name)} {each.score:.0%}" + (f" ({each.chance:.0%})" if baseline else "")
-        for each in patterns
-    )
-
-
-def weights(inspected: InspectedText, layer: int | None = None) -> "dict[int, Tensor]":
-    """Return the attention weights of one layer, or of all, from one pass.
-
-    Each is (head, time, time): a row is a query, a column a key, and each row sums to 1.
-    """
-    return dict(weights_by_layer(inspected, layer))
-
-
-def weights_by_layer(
-    inspected: InspectedText, layer: int | None = None
-) -> "Iterator[tuple[int, Tensor]]":
-    """Yield each layer and its attention weights, as `weights` has them, from one pass.
-
-    A long text has gigabytes of them in all layers together: only one is in memory.
-    """
-    from minillm_repl.model.attention import attention_weights
-
-    layers = inspected.config.attention_layers if layer is None else (layer,)
-    if layer is not None:
-        check_layer(inspected.config, layer, 0)
-    prefix = "" if layer is None else f"blocks.{layer}."
-    cache = inspected.run_with_cache(
-        prefix + "attention.q", prefix + "attention.k", last_only=True
-    )[1]
-    for index in layers:
-        found = attention_weights(
-            cache[f"blocks.{index}.attention.q"][None],
-            cache[f"blocks.{index}.attention.k"][None],
-            inspected.config,
-            sliding_window(inspected, index),
-        )[0]
-        # The hook ends this too after Ctrl-C, as it ends the pass.
-        yield index, inspected.hook(f"blocks.{index}.attention.weights", found)
-
-
-def sliding_window(inspected: InspectedText, layer: int) -> int:
-    """Return how many positions back a layer sees, itself included; 0 is all."""
-    windows = inspected.config.sliding_windows
-    return windows[layer] if windows else 0
-
-
-def find_patterns(
-    weight: "Tensor", ids: tuple[int, ...], window: int = 0
-) -> list[tuple[Pattern, ...]]:
-    """Return the patterns of each head of a layer (head, time, time), the highest score first.
-
-    A pattern that no position can show is left out. So is one by content (same token, induction)
-    that fewer than three positions can show.
-    """
-    weight, visible = weight.float().cpu(), _visible(len(ids), window)
-    uniform = visible / visible.sum(-1, keepdim=True)  # (time, time)
-    scored = []
-    for name, place in _places(ids, visible).items():
-        possible = place.any(-1)  # (time,)
-        count = int(possible.sum())
-        if count >= (_MIN_PLACES if name in _BY_CONTENT else 1):
-            scores = (weight * place).sum(-1)[:, possible].mean(-1).tolist()  # (head,)
-            chance = float((uniform * place).sum(-1)[possible].mean())
-            scored.append([Pattern(name, score, chance, count) for score in scores])
-    by_head = ([by_pattern[head] for by_pattern in scored] for head in range(len(weight)))
-    return [tuple(sorted(patterns, key=lambda each: -each.score)) for patterns in by_head]
-
-
-def _places(ids: tuple[int, ...], visible: "Tensor") -> "dict[str, Tensor]":
-    """Return where each pattern says that a position (row) attends: (time, time) each.
-
-    Rows that cannot show the pattern are empty: position 0 sees only itself, and the token before
-    position 1 is the first token.
-    """
-    import torch
-
-    time, token = len(ids), torch.tensor(ids)
-    row, column = torch.arange(time)[:, None], torch.arange(time)
-    earlier = visible.tril(-1)
-    same = (token[:, None] == token[None, :]).tril(-1)
-    after_same = torch.nn.functional.pad(same, (1, 0))[:, :-1]
-    return {
-        N_("itself"): torch.eye(time, dtype=torch.bool) & (row > 0),
-        N_("previous token"): earlier.triu(-1) & (row > 1),
-        N_("first token"): earlier & (column == 0),
-        _BY_CONTENT[0]: same & earlier,
-        _BY_CONTENT[1]: after_same & earlier,
-    }
-
-
-def _visible(time: int, window: int) -> "Tensor":
-    """Return which positions each position sees: (time, time)."""
-    import torch
-
-    causal = torch.ones(time, time, dtype=torch.bool).tril()
-    return causal.triu(1 - window) if window else causal
-
+_MAX_WEIGHTS = 2**22  # that a view holds: as plain numbers, 128 MiB
 
 _CELL = 2  # columns of one weight: as wide as a Hangul syllable
 _MAP = 16  # tokens to an edge of a small map, at most
@@ -156,15 +49,21 @@ class HeadView(View, Truncation):
     layer: int
     head: int
     tokens: tuple[Token, ...]
-    weights: tuple[Row, ...]  # (time, time): rows are queries, columns keys; each row sums to 1
-    patterns: tuple[Pattern, ...]  # the highest score first
+    # (query, key): each row sums to 1; of a long text, those of the last queries
+    weights: tuple[Row, ...]
+    patterns: tuple[Pattern, ...]  # of the whole text, the highest score first
+
+    @property
+    def first(self) -> int:
+        """The index of the token of the first row."""
+        return len(self.tokens) - len(self.weights)
 
     def draw(self, width: int) -> RenderableType:
         """Return the matrix of weights; of a text too long for the width, the last tokens."""
         labels = label_width(self.tokens) if width > 40 else 5
         lead = labels + self._position_width + 2
         fitting = max(1, (width - lead) // _CELL)
-        first = max(0, len(self.tokens) - fitting)
+        first = max(self.first, len(self.tokens) - fitting)
         notes = [
             _("rows: queries · columns: keys · ░ ≥20% ▒ ≥40% ▓ ≥60% █ ≥80%"),
         ]
@@ -193,7 +92,7 @@ class HeadView(View, Truncation):
             token = self.tokens[index]
             lines.append(f"{self.position_of(index):>{numbers}} ", FIGURES)
             lines.append(fit_to_width(token.label, labels) + " ", token_style(token))
-            lines.append_text(_shades(self.weights[index], first, index))
+            lines.append_text(_shades(self.weights[index - self.first], first, index))
             lines.append(f"{'·':>{_CELL}}" * (len(self.tokens) - index - 1) + "\n", FIGURES)
         return lines
 
@@ -221,7 +120,7 @@ class HeadView(View, Truncation):
         name = f"{self.layer}.{self.head}  {pattern_scores(self.patterns[:1], baseline=False)}"
         picture = Text.assemble((fit_to_width(name, width).rstrip() + "\n", TITLE))
         for index in range(first, len(self.tokens)):
-            picture.append_text(_shades(self.weights[index], first, index))
+            picture.append_text(_shades(self.weights[index - self.first], first, index))
             picture.append("·".rjust(_CELL) * (len(self.tokens) - index - 1) + "\n", FIGURES)
         picture.rstrip()
         return picture
@@ -261,39 +160,49 @@ def _shades(row: Row, first: int, last: int) -> Text:
     return Text("".join(shade(weight) * _CELL for weight in row[first : last + 1]), MODEL)
 
 
+@no_grad
 def compute_layer(inspected: InspectedText, layer: int) -> LayerView:
     """Return all heads of a layer. Raises UserError if there is no such layer."""
-    check_layer(inspected.config, layer)
-    by_head = weights(inspected, layer)[layer]  # (head, time, time)
-    patterns = find_patterns(by_head, inspected.ids, sliding_window(inspected, layer))
-    heads = tuple(
-        _head_view(inspected, layer, head, by_head[head], patterns[head])
-        for head in range(len(by_head))
-    )
+    check_layer(inspected.config, layer, 0)
+    heads = tuple(_heads(inspected, layer, range(inspected.config.n_heads)))
     return LayerView(inspected.tokens, heads, **inspected.window_fields)
 
 
-def _head_view(
-    inspected: InspectedText,
-    layer: int,
-    head: int,
-    weight: "Tensor",
-    patterns: tuple[Pattern, ...],
-) -> HeadView:
-    return HeadView(
-        layer=layer,
-        head=head,
-        tokens=inspected.tokens,
-        weights=to_tuples(weight),
-        patterns=patterns,
-        **inspected.window_fields,
-    )
-
-
+@no_grad
 def compute_head(inspected: InspectedText, layer: int, head: int) -> HeadView:
     """Return one head's attention on the text. Raises UserError if there is no such head."""
     check_layer(inspected.config, layer, head)
-    # This head alone: a matrix of plain numbers takes eight times the memory of the tensor.
-    weight = weights(inspected, layer)[layer][head : head + 1]  # (1, time, time)
-    patterns = find_patterns(weight, inspected.ids, sliding_window(inspected, layer))
-    return _head_view(inspected, layer, head, weight[0], patterns[0])
+    return _heads(inspected, layer, range(head, head + 1))[0]
+
+
+def _heads(inspected: InspectedText, layer: int, wanted: range) -> list[HeadView]:
+    """Return some heads of a layer: a head, or all. Of a long text, the weights of the last
+    queries.
+    """
+    size = max(1, min(len(inspected.ids), _MAX_WEIGHTS // (len(inspected.ids) * len(wanted))))
+    found: list[HeadView] = []
+
+    # A head alone is a part of the work, unless an intervention counts the heads.
+    is_cut = wants_pattern(inspected.hook, f"blocks.{layer}.attention.pattern")
+    first = 0 if is_cut else wanted.start
+
+    def visit(_layer: int, q: "Tensor", k: "Tensor") -> None:
+        if not is_cut and len(wanted) == 1:
+            kv_head = first * len(k) // len(q)
+            q, k = q[first : first + 1], k[kv_head : kv_head + 1]
+        patterns = patterns_of(inspected, layer, q, k)
+        last = last_weights(inspected, layer, q, k, size)
+        found.extend(
+            HeadView(
+                layer=layer,
+                head=head,
+                tokens=inspected.tokens,
+                weights=to_tuples(last[head - first]),
+                patterns=patterns[head - first],
+                **inspected.window_fields,
+            )
+            for head in wanted
+        )
+
+    inspected.with_hook(visiting(inspected, visit, layer)).logits(last_only=True)
+    return found

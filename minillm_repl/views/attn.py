@@ -20,22 +20,21 @@ from minillm_repl.repl.registry import command
 from minillm_repl.tokenizer import Token
 from minillm_repl.tokenizer.truncation import Truncation
 from minillm_repl.views import rollout
-from minillm_repl.views.attention import (
-    HeadView,
-    LayerView,
+from minillm_repl.views.attention import HeadView, LayerView, compute_head, compute_layer
+from minillm_repl.views.attention_patterns import (
     Pattern,
-    compute_head,
-    compute_layer,
-    find_patterns,
+    last_weights,
     pattern_scores,
-    sliding_window,
-    weights_by_layer,
+    patterns_of,
+    visiting,
 )
 from minillm_repl.views.base import View, inspect_place, show
 from minillm_repl.views.contributions import logit_direction
 from minillm_repl.views.inspected_text import InspectedText, no_grad, topk_ids
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from minillm_repl.repl.shell import Shell
 
 _KEYS = 5  # that are listed for the last token
@@ -163,11 +162,18 @@ def compute_focus(inspected: InspectedText, token: int | None = None) -> FocusVi
 
     What a head adds is for `token`; without it, for the most likely next one.
     """
-    answer, added = _added_by_heads(inspected, token)
+    found: dict[int, tuple[Tensor, list[tuple[Pattern, ...]]]] = {}
+
+    def visit(layer: int, q: "Tensor", k: "Tensor") -> None:
+        row = last_weights(inspected, layer, q, k, 1)[:, 0]  # (head, time)
+        found[layer] = row, patterns_of(inspected, layer, q, k)
+
+    reading = inspected.with_hook(visiting(inspected, visit))
+    logits, cache = reading.run_with_cache("attention.z", "residual", last_only=True, rows=1)
+    answer, added = _added_by_heads(inspected, token, logits[0], cache)
     heads = []
-    for layer, by_head in weights_by_layer(inspected):  # (head, time, time)
-        patterns = find_patterns(by_head, inspected.ids, sliding_window(inspected, layer))
-        for head, row in enumerate(by_head[:, -1]):  # (time,)
+    for layer, (rows, patterns) in found.items():
+        for head, row in enumerate(rows):  # (time,)
             top = row.argsort(descending=True, stable=True)[:_KEYS].tolist()
             looked = tuple((inspected.position_of(index), float(row[index])) for index in top)
             heads.append(HeadFocus(layer, head, looked, patterns[head], added[layer][head]))
@@ -176,16 +182,17 @@ def compute_focus(inspected: InspectedText, token: int | None = None) -> FocusVi
 
 
 def _added_by_heads(
-    inspected: InspectedText, token: int | None
+    inspected: InspectedText, token: int | None, logits: "Tensor", cache: "dict[str, Tensor]"
 ) -> tuple[int, dict[int, list[float]]]:
     """Return the token asked about, else the most likely next one, and what each head adds to its
     logit: [layer][head].
+
+    `logits` (vocab,) and `cache` are of the last position.
     """
     import torch
 
-    logits, cache = inspected.run_with_cache("attention.z", "residual", last_only=True)
     last_residual = cache[f"blocks.{inspected.config.n_layers - 1}.residual"][-1]  # (d_model,)
-    answer = topk_ids(logits[0], 1)[0] if token is None else token
+    answer = topk_ids(logits, 1)[0] if token is None else token
     direction = logit_direction(inspected.model, last_residual, answer)[0]  # (d_model,)
     added = {}
     for layer in inspected.config.attention_layers:

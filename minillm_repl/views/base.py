@@ -2,10 +2,10 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.text import Text
@@ -26,10 +26,9 @@ from minillm_repl.safetext import safe_line
 from minillm_repl.storage.paths import user_path
 from minillm_repl.tokenizer.lookup import count_prefix_spaces, find_token_ids
 from minillm_repl.tokenizer.truncation import Truncation
-from minillm_repl.views.inspected_text import InspectedText, most_likely_of, occurrences
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from minillm_repl.views.finding import find_predicted, occurrences
+from minillm_repl.views.inspected_text import InspectedText, most_likely_of
+from minillm_repl.views.watching import PassWatcher
 
 Row = tuple[float, ...]
 _NOTEBOOK_WIDTH = 100  # cells: a notebook does not tell how wide it is
@@ -129,26 +128,6 @@ def find_place(inspected: InspectedText, place: Place) -> tuple[int, int | None]
     return position, ids[position + 1] if position + 1 < len(ids) else None
 
 
-def find_predicted(inspected: InspectedText, token: str, number: int = 0) -> int:
-    """Return the position of a token after the first, as it is typed: the last such, or of several
-    the one with this number, from 1.
-
-    A text of several tokens is meant at its first. Raises UserError if there is none.
-    """
-    positions = occurrences(inspected, token)
-    if not positions or number > len(positions):
-        raise UserError(
-            _(
-                "{token} stands only {n} times after the first token",
-                token=safe_line(token),
-                n=len(positions),
-            )
-            if positions
-            else _("{token} is not in the text after its first token", token=safe_line(token))
-        )
-    return positions[number - 1]
-
-
 def inspect_place(shell: Shell, text: str, place: Place) -> tuple[InspectedText, int | None]:
     """Return the text up to a place, and the token asked about there, as `find_place` does."""
     inspected = inspect_text(shell, text)
@@ -201,7 +180,8 @@ def inspect_ids(
     """Return a model and what it sees of `ids`, which `text` has become where that is known."""
     if model.server is None:  # else there is nothing to look into, and that is told at once
         import_torch(shell)
-    return inspect_model(model, ids, text, _interrupt_hook(shell))
+    watcher = PassWatcher(shell, model.checkpoint.config, len(ids))
+    return inspect_model(model, ids, text, watcher)
 
 
 def inspect_model(
@@ -252,6 +232,7 @@ def show(
     `model` is the model that was inspected, if it is not the open one. A line above the view names
     the interventions that are active in it.
     """
+    shell.screen.end_working()
     inspected_model = model or shell.session.workspace.model
     descriptions = (
         [change.description for change in inspected_model.interventions] if inspected_model else []
@@ -287,14 +268,3 @@ def active_interventions(shell: Shell, command: str) -> list[str]:
     """Return the descriptions of the interventions that a command has made in the open model."""
     interventions = shell.require_model().interventions
     return [each.description for each in interventions if each.command == command]
-
-
-def _interrupt_hook(shell: Shell) -> Callable[[str, "Tensor"], "Tensor"]:
-    """Return a hook that changes nothing. It ends the pass after Ctrl-C: raises UserError."""
-
-    def hook(_name: str, tensor: "Tensor") -> "Tensor":
-        if shell.interrupted():
-            raise UserError(_("stopped"))
-        return tensor
-
-    return hook

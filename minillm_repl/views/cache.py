@@ -17,7 +17,7 @@ from minillm_repl.repl.arguments import Arguments, Layer, TextArgument
 from minillm_repl.repl.registry import command
 from minillm_repl.tokenizer import Token
 from minillm_repl.tokenizer.truncation import Truncation
-from minillm_repl.views.attention import sliding_window
+from minillm_repl.views.attention_patterns import sliding_window, weights_by_query
 from minillm_repl.views.base import Row, View, inspect_text, show
 from minillm_repl.views.inspected_text import InspectedText, check_layer, no_grad
 
@@ -162,8 +162,6 @@ def measure(inspected: InspectedText) -> "dict[int, Tensor]":
     """
     import torch
 
-    from minillm_repl.model.attention import attention_weights
-
     time = len(inspected.ids)
     found: dict[int, Tensor] = {}
     queries: dict[str, Tensor] = {}
@@ -174,10 +172,12 @@ def measure(inspected: InspectedText) -> "dict[int, Tensor]":
         if what == "q":
             queries[layer] = tensor
         elif what == "k":
-            window = sliding_window(inspected, int(layer))
-            weight = attention_weights(queries.pop(layer), tensor, inspected.config, window)[0]
-            # The attention of a token to itself does not count: every row has that.
-            later = weight.tril(-1).sum(1).double().mean(0) / max(1, time - 1)  # (time,)
+            later = tensor.new_zeros(time).double()
+            q = queries.pop(layer)[0]  # (head, time, head_dim)
+            for first, weight in weights_by_query(inspected, int(layer), q, tensor[0]):
+                # The attention of a token to itself does not count: every row has that.
+                sums = weight.tril(first - 1).sum(1).double().mean(0)  # (key,)
+                later[: len(sums)] += sums / max(1, time - 1)
             keys = tensor[0].norm(dim=-1).mean(0)  # (time,)
             found[int(layer)] = torch.stack([keys, keys, later.to(keys)])
         elif what == "v":

@@ -1,5 +1,6 @@
 """What each part of a model writes into the residual stream, and how the stream gives a logit."""
 
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
 from minillm_repl.tokenizer import Token, Tokenizer
@@ -85,37 +86,60 @@ def _end_of_attention(model: "LanguageModel", layer: int, total: "Tensor") -> "T
     return factor
 
 
-def read_from_positions(
-    inspected: InspectedText, cache: "dict[str, Tensor]", direction: "Tensor"
-) -> "Tensor":
-    """Return what the last position reads of each position with all its heads, along `direction`
-    (d_model,): (time,), in float64.
+@dataclass
+class HeadReads:
+    """What the last position reads of each position with all its heads.
 
-    `cache` has q, k and v (head, time, head_dim) and z (time, head, head_dim) of each layer. A head
-    moves each value times its attention weight, through its columns of W_O.
+    Its hook keeps of a pass the values, and the weights of the last query: of a long text, all
+    queries and keys would take gigabytes.
     """
-    import torch
 
-    from minillm_repl.model.attention import attention_weights
+    inspected: InspectedText
+    weights: "dict[int, Tensor]" = field(default_factory=dict)  # by layer: (head, time)
+    values: "dict[int, Tensor]" = field(default_factory=dict)  # by layer: (kv head, time, head_dim)
 
-    model, config = inspected.model, inspected.config
-    total = torch.zeros(len(inspected.ids), dtype=torch.float64, device=direction.device)
-    for layer in config.attention_layers:
-        name = f"blocks.{layer}.attention."
-        window = config.sliding_windows[layer] if config.sliding_windows else 0
-        q, k = (cache[name + each].float()[None] for each in ("q", "k"))
-        weight = attention_weights(q, k, config, window)[0, :, -1].double()  # (head, time)
-        value = cache[name + "v"].double()
-        value = value.repeat_interleave(len(weight) // len(value), 0)  # (head, time, head_dim)
-        projection = cast("torch.nn.Linear", model.get_submodule(name + "proj"))
-        columns = projection.weight[:].double()  # (d_model, head · head_dim)
-        written = columns @ cache[name + "z"][-1].double().flatten()
-        if isinstance(projection.bias, torch.Tensor):
-            written = written + projection.bias.double()
-        towards = (direction * _end_of_attention(model, layer, written)) @ columns
-        towards = towards.view(len(weight), -1)  # (head, head_dim)
-        total += torch.einsum("ht,htd,hd->t", weight, value, towards)
-    return total
+    def hook(self, name: str, tensor: "Tensor") -> "Tensor":
+        """Keep the values and the weights; change nothing."""
+        from minillm_repl.model.attention import attention_weights
+
+        _blocks, number, part, *which = (*name.split("."), "", "")
+        if part != "attention" or which[0] not in ("q", "k", "v"):
+            return tensor
+        layer, config = int(number), self.inspected.config
+        if which[0] == "q":
+            self.weights[layer] = tensor[:, :, -1:].clone()  # the last query
+        elif which[0] == "k":
+            window = config.sliding_windows[layer] if config.sliding_windows else 0
+            found = attention_weights(self.weights[layer], tensor, config, window)
+            self.weights[layer] = found[0, :, -1]
+        else:
+            self.values[layer] = tensor[0]
+        return tensor
+
+    def from_positions(self, cache: "dict[str, Tensor]", direction: "Tensor") -> "Tensor":
+        """Return what is read of each position along `direction` (d_model,): (time,), in float64.
+
+        `cache` has z (head, head_dim) of each layer at the last position. A head moves each value
+        times its attention weight, through its columns of W_O.
+        """
+        import torch
+
+        model = self.inspected.model
+        time = len(self.inspected.ids)
+        total = torch.zeros(time, dtype=torch.float64, device=direction.device)
+        for layer, weights in self.weights.items():
+            name = f"blocks.{layer}.attention."
+            weight, value = weights.double(), self.values[layer].double()
+            value = value.repeat_interleave(len(weight) // len(value), 0)  # (head, time, head_dim)
+            projection = cast("torch.nn.Linear", model.get_submodule(name + "proj"))
+            columns = projection.weight[:].double()  # (d_model, head · head_dim)
+            written = columns @ cache[name + "z"].flatten()
+            if isinstance(projection.bias, torch.Tensor):
+                written = written + projection.bias.double()
+            towards = (direction * _end_of_attention(model, layer, written)) @ columns
+            towards = towards.view(len(weight), -1)  # (head, head_dim)
+            total += torch.einsum("ht,htd,hd->t", weight, value, towards)
+        return total
 
 
 def logit_direction(model: "LanguageModel", stream: "Tensor", token: int) -> "tuple[Tensor, float]":

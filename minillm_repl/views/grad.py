@@ -1,5 +1,6 @@
 """`:grad`: which input tokens a prediction depends on, as gradients."""
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -7,7 +8,6 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from minillm_repl.language import _
-from minillm_repl.model.hooks import compose
 from minillm_repl.render.console import FIGURES
 from minillm_repl.render.drawing import (
     format_logit,
@@ -25,12 +25,19 @@ from minillm_repl.tokenizer import Token
 from minillm_repl.tokenizer.truncation import Truncation
 from minillm_repl.views.base import TOKENS, Row, View, inspect_tokens, show
 from minillm_repl.views.inspected_text import InspectedText, check_finite, topk_ids
+from minillm_repl.views.partial_pass import (
+    before_layer,
+    can_begin_inside,
+    stream_after,
+    streams_before,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from minillm_repl.repl.shell import Shell
 
+_MAX_NUMBERS = 2**23  # of the stream in all layers; a gradient keeps some 20 times as many
 _TOKENS = 12  # that have a bar
 
 
@@ -93,6 +100,32 @@ def compute(
     The default token is the most likely one. An input vector is what enters the first layer: the
     embedding of the token, and that of its position where the model learns one.
     """
+    numbers = len(inspected.ids) * inspected.config.d_model * inspected.config.n_layers
+    compute_gradient = _by_layer if numbers > _MAX_NUMBERS else _at_once
+    logits, vectors, gradient = compute_gradient(inspected, token, versus)
+    token = topk_ids(logits, 1)[0] if token is None else token
+    logit = logits[token] if versus is None else logits[token] - logits[versus]
+    return GradView(
+        tokens=inspected.tokens,
+        token=Token.from_id(inspected.tokenizer, token),
+        versus=None if versus is None else Token.from_id(inspected.tokenizer, versus),
+        logit=float(logit),
+        times=tuple((gradient * vectors).sum(-1).tolist()),
+        norms=tuple(gradient.norm(dim=-1).tolist()),
+        **inspected.window_fields,
+    )
+
+
+def _target(logits: "Tensor", token: int | None, versus: int | None) -> "Tensor":
+    """Return the logit that is asked about, or the difference of two."""
+    token = topk_ids(logits.detach(), 1)[0] if token is None else token
+    return logits[token] if versus is None else logits[token] - logits[versus]
+
+
+def _at_once(
+    inspected: InspectedText, token: int | None, versus: int | None
+) -> "tuple[Tensor, Tensor, Tensor]":
+    """Return the last logits (vocab,), the input vectors and their gradients: (time, d_model)."""
     import torch
 
     entered: list[Tensor] = []
@@ -104,23 +137,46 @@ def compute(
         return entered[0]
 
     with torch.enable_grad():
-        hooks = compose(inspected.hook, hook)
-        logits = check_finite(
-            inspected.model(inspected.input_ids, hook=hooks, last_only=True)[0, -1]
-        )  # (vocab,)
-        token = topk_ids(logits.detach(), 1)[0] if token is None else token
-        logit = logits[token] if versus is None else logits[token] - logits[versus]
-        (gradients,) = torch.autograd.grad(logit, entered)
-    vectors, gradient = entered[0].detach()[0], gradients[0]  # (time, d_model) each
-    return GradView(
-        tokens=inspected.tokens,
-        token=Token.from_id(inspected.tokenizer, token),
-        versus=None if versus is None else Token.from_id(inspected.tokenizer, versus),
-        logit=float(logit.detach()),
-        times=tuple((gradient * vectors).sum(-1).tolist()),
-        norms=tuple(gradient.norm(dim=-1).tolist()),
-        **inspected.window_fields,
-    )
+        text = inspected.with_hook(hook)
+        logits = check_finite(text.model(text.input_ids, hook=text.hook, last_only=True)[0, -1])
+        (gradients,) = torch.autograd.grad(_target(logits, token, versus), entered)
+    return logits.detach(), entered[0].detach()[0], gradients[0]
+
+
+def _by_layer(
+    inspected: InspectedText, token: int | None, versus: int | None
+) -> "tuple[Tensor, Tensor, Tensor]":
+    """Do what `_at_once` does with the activations of one layer in memory.
+
+    Of 30 layers, the stream before every sixth is kept; from there the others are computed again,
+    and the gradient goes back through one layer after the other.
+    """
+    import torch
+
+    layers = inspected.config.n_layers
+    size = math.isqrt(layers - 1) + 1
+    starts = range(0, layers, size)
+    names = [before_layer(layer) for layer in (*starts, layers - 1, layers)]
+    logits, cache = inspected.run_with_cache(*names, last_only=True)
+    if not can_begin_inside(inspected, cache[before_layer(layers - 1)], logits[0]):
+        return _at_once(inspected, token, versus)
+    vectors, last = cache["embedding"], cache.pop(before_layer(layers))
+    with torch.enable_grad():
+        row = last[-1:].detach().requires_grad_()
+        found = inspected.model.unembed(row, inspected.hook)[0]
+        (gradients,) = torch.autograd.grad(_target(found, token, versus), row)
+    gradient = torch.zeros_like(last)
+    gradient[-1] = gradients[0]
+    for start in reversed(starts):
+        inside = streams_before(
+            inspected, start, cache[before_layer(start)], range(start, min(start + size, layers))
+        )
+        for layer in reversed(inside):
+            with torch.enable_grad():
+                entered = inside[layer].detach().requires_grad_()
+                left = stream_after(inspected, layer, entered)
+                (gradient,) = torch.autograd.grad(left, entered, gradient)
+    return logits[0], vectors, gradient
 
 
 @command(

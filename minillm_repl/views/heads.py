@@ -19,7 +19,7 @@ from minillm_repl.safetext import safe_line
 from minillm_repl.settings import integer
 from minillm_repl.training.head_probe import baselines, make_probe, measure
 from minillm_repl.views import circuits
-from minillm_repl.views.attention import sliding_window
+from minillm_repl.views.attention_patterns import sliding_window
 from minillm_repl.views.base import Row, View, inspect_ids, show
 from minillm_repl.views.composition import OnProgress
 from minillm_repl.views.composition import compute as compute_composition

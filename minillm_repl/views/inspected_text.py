@@ -3,26 +3,25 @@
 Nothing here imports torch until a pass is made: a view is declared before torch is there.
 """
 
-import re
-from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, wraps
-from itertools import accumulate
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.model.config import AnyConfig
-from minillm_repl.model.hooks import Hook, PatternHook, caching, compose, no_hook
+from minillm_repl.model.hooks import Hook, PatternHook, compose, no_hook
 from minillm_repl.tokenizer import Token, Tokenizer
-from minillm_repl.tokenizer.lookup import find_token_ids
 from minillm_repl.tokenizer.truncation import TruncatedText
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from minillm_repl.model.build import LanguageModel
+
+BY_HEAD = "attention.q", "attention.k", "attention.v", "attention.pattern"
+"""The hooks whose first axis is that of the heads; of all others it is that of the positions."""
 
 _NAMED_TOKENS = 8  # of a text that an error names
 
@@ -167,18 +166,28 @@ class InspectedText:
 
     @no_grad
     def run_with_cache(
-        self, *names: str, last_only: bool = False
+        self, *names: str, last_only: bool = False, rows: int = 0
     ) -> "tuple[Tensor, dict[str, Tensor]]":
         """Return the logits, as `logits` does, and the activations whose hook names end in `names`.
 
-        The activations have no batch dimension. Raises UserError if the logits are not finite.
+        The activations have no batch dimension. With `rows`, they are those of the last positions
+        only, so many, which a long text needs: gigabytes are kept otherwise. Raises UserError if
+        the logits are not finite.
         """
         cache: dict[str, Tensor] = {}
-        reader = caching(cache, lambda name: name.endswith(names))
-        hook = compose(self.hook, PatternHook(reader, lambda name: name.endswith(names)))
+
+        def keep(name: str, tensor: "Tensor") -> "Tensor":
+            if name.endswith(names):
+                kept, axis = tensor[0], 1 if name.endswith(BY_HEAD) else 0
+                if rows and rows < kept.shape[axis]:  # a copy: the whole is let go
+                    kept = kept.narrow(axis, kept.shape[axis] - rows, rows).clone()
+                cache[name] = kept
+            return tensor
+
+        hook = compose(self.hook, PatternHook(keep, lambda name: name.endswith(names)))
         # (1, time, vocab) -> (time, vocab)
         logits = check_finite(self.model(self.input_ids, hook=hook, last_only=last_only)[0])
-        return logits, {name: tensor[0] for name, tensor in cache.items()}
+        return logits, cache
 
 
 def place_name(inspected: InspectedText, hook_name: str) -> str:
@@ -280,21 +289,3 @@ def check_layer(config: AnyConfig, layer: int, head: int | None = None) -> None:
                 last=config.n_heads - 1,
             )
         )
-
-
-def occurrences(inspected: InspectedText, typed: str) -> list[int]:
-    """Return the positions after the first that have a token; of a text of several tokens, those at
-    which it begins. A token is typed as in `find_token_ids`.
-    """
-    try:
-        wanted = find_token_ids(inspected.tokenizer, typed)
-    except UserError:
-        return _positions_of_text(inspected, typed)
-    return [at for at, token in enumerate(inspected.all_ids) if at and token in wanted]
-
-
-def _positions_of_text(inspected: InspectedText, text: str) -> list[int]:
-    tokens = [inspected.tokenizer.token_bytes(token) for token in inspected.all_ids]
-    ends = list(accumulate(map(len, tokens)))  # bytes from the start of the text
-    starts = re.finditer(re.escape(text.encode()), b"".join(tokens))
-    return [at for found in starts if (at := bisect_right(ends, found.start()))]

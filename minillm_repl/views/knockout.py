@@ -15,11 +15,11 @@ from minillm_repl.repl.registry import command
 from minillm_repl.views import effect
 from minillm_repl.views.base import (
     active_interventions,
-    find_predicted,
     inspect_ids,
     show,
     text_ids,
 )
+from minillm_repl.views.finding import find_predicted
 from minillm_repl.views.inspected_text import InspectedText, check_layer
 
 if TYPE_CHECKING:

@@ -122,8 +122,8 @@ def compute(
     index = inspected.index_of(position)
     position, inspected = inspected.position_of(index), inspected.up_to(index)
     logits, cache = inspected.run_with_cache(
-        "embedding", "residual", "residual.mid", last_only=True
-    )  # (1, vocab); (time, d_model) each
+        "embedding", "residual", "residual.mid", last_only=True, rows=1
+    )  # (1, vocab); (1, d_model) each
     final = logits[0].double().log_softmax(-1)  # (vocab,)
     answer = topk_ids(final, 1)[0] if token is None else token
 

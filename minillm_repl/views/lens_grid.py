@@ -108,11 +108,12 @@ def compute(
     last row is the model's own output. A fitted lens maps the stream before that.
     """
     maps = maps and maps.to(inspected.input_ids.device)
-    cache = inspected.run_with_cache("embedding", "residual", last_only=True)[1]  # (time, d_model)
     count = min(last, len(inspected.ids))
+    streams = inspected.run_with_cache("embedding", "residual", last_only=True, rows=count)
+    cache = streams[1]  # (position, d_model) each
 
     def read(hook_name: str, residual: "Tensor") -> GridRow:
-        mapped = maps.read(hook_name, residual[-count:]) if maps else residual[-count:]
+        mapped = maps.read(hook_name, residual) if maps else residual
         logits = inspected.model.unembed(mapped).double()  # (position, vocab)
         # Of equally likely tokens, the one with the lowest id.
         tokens = logits.argmax(-1).tolist()

@@ -113,8 +113,12 @@ def places(config: "AnyConfig") -> list[str]:
 def residuals(
     inspected: InspectedText, *, last_only: bool = False
 ) -> "tuple[Tensor, dict[str, Tensor]]":
-    """Return the logits (time, vocab), and the stream at each place: (time, d_model)."""
-    return inspected.run_with_cache("embedding", ".residual", last_only=last_only)
+    """Return the logits (time, vocab), and the stream at each place: (time, d_model).
+
+    With `last_only`, both are those of the last position.
+    """
+    rows = int(last_only)
+    return inspected.run_with_cache("embedding", ".residual", last_only=last_only, rows=rows)
 
 
 @no_grad

@@ -11,8 +11,9 @@ from minillm_repl.repl.registry import command
 from minillm_repl.safetext import safe_line
 from minillm_repl.tokenizer import Token
 from minillm_repl.views import path_patching
-from minillm_repl.views.base import Row, View, find_predicted, show
-from minillm_repl.views.inspected_text import InspectedText, no_grad, occurrences, place_name
+from minillm_repl.views.base import Row, View, show
+from minillm_repl.views.finding import find_predicted, occurrences
+from minillm_repl.views.inspected_text import InspectedText, no_grad, place_name
 from minillm_repl.views.patch_view import Checked, PatchView
 from minillm_repl.views.patching import (
     PARTS,

@@ -163,7 +163,7 @@ def compute(
     # q (head, time, head_dim); k and v have n_kv_heads; z (time, head, head_dim)
     q, k, v, z = (cache[name] for name in hooks)
     window = config.sliding_windows[layer] if config.sliding_windows else 0
-    weights = attention_weights(q[None], k[None], config, window)[0, head, -1]  # (time,)
+    weights = attention_weights(q[None, :, -1:], k[None], config, window)[0, head, -1]  # (time,)
     kv_head = head * config.n_kv_heads // config.n_heads  # several queries share a key and a value
     query, keys, values = q[head, -1], k[kv_head], v[kv_head]
     dots = keys @ query  # (time,)

@@ -120,7 +120,7 @@ def compute(inspected: InspectedText, position: int = -1) -> ResidualView:
     index = inspected.index_of(position)
     position, inspected = inspected.position_of(index), inspected.up_to(index)
     _logits, cache = inspected.run_with_cache(
-        "embedding", "attention.out", "residual.mid", "mlp.out", "residual", last_only=True
+        "embedding", "attention.out", "residual.mid", "mlp.out", "residual", last_only=True, rows=1
     )
     read = stream = torch.zeros_like(cache["embedding"][-1])  # (d_model,)
     rows = []

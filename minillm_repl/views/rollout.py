@@ -1,6 +1,7 @@
 """`:attn rollout`: attention multiplied through the layers (Abnar & Zuidema, 2020)."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
 from rich.text import Text
@@ -12,11 +13,15 @@ from minillm_repl.render.drawing import UNLIMITED_WIDTH, bar, short_label, title
 from minillm_repl.render.tables import plain_table
 from minillm_repl.tokenizer import Token
 from minillm_repl.tokenizer.truncation import Truncation
-from minillm_repl.views.attention import weights_by_layer
+from minillm_repl.views.attention_patterns import visiting, weights_by_query
 from minillm_repl.views.base import Row, View
 from minillm_repl.views.inspected_text import InspectedText, check_layer, no_grad
 
 _ROWS = 12  # tokens on a screen
+_MAX_TOKENS = 2_048  # of a text: the matrices of more take gigabytes, and minutes
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,14 +82,25 @@ def compute(inspected: InspectedText, layer: int | None = None) -> RolloutView:
             _("rollout multiplies the attention of all layers, and this model has layers without")
         )
     time = len(inspected.ids)
-    rolled, rows = torch.eye(time, dtype=torch.float64), list[Row]()
-    mean = rolled
-    for index, weight in weights_by_layer(inspected):  # (head, time, time)
+    if time > _MAX_TOKENS:
+        raise UserError(
+            _("rollout multiplies matrices of tokens × tokens: give a text of at most {n:,} tokens",
+              n=_MAX_TOKENS)
+        )  # fmt: skip
+    rows, mean = list[Row](), torch.zeros(time, time, dtype=torch.float64)
+    rolled = torch.eye(time, dtype=torch.float64)
+
+    def visit(index: int, q: "Tensor", k: "Tensor") -> None:
         if index > layer:
-            break
-        mean = weight.double().cpu().mean(0)  # (time, time)
-        rolled = (mean @ rolled + rolled) / 2  # (A + 1) / 2, times what is below
+            return
+        mean.zero_()
+        for start, weight in weights_by_query(inspected, index, q, k):  # (head, query, key)
+            _heads, queries, keys = weight.shape
+            mean[start : start + queries, :keys] = weight.double().cpu().mean(0)
+        rolled.copy_((mean @ rolled + rolled) / 2)  # (A + 1) / 2, times what is below
         rows.append(tuple(rolled[-1].tolist()))
+
+    inspected.with_hook(visiting(inspected, visit)).logits(last_only=True)
     return RolloutView(
         tokens=inspected.tokens,
         layer=layer,

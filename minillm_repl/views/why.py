@@ -29,7 +29,7 @@ from minillm_repl.repl.registry import command
 from minillm_repl.tokenizer import Token
 from minillm_repl.tokenizer.truncation import Truncation
 from minillm_repl.views.base import TOKENS, View, inspect_tokens, show
-from minillm_repl.views.contributions import logit_direction, read_from_positions, written
+from minillm_repl.views.contributions import HeadReads, logit_direction, written
 from minillm_repl.views.inspected_text import InspectedText, no_grad, rank, topk_ids
 
 if TYPE_CHECKING:
@@ -212,11 +212,11 @@ def compute(
     the parts sum to the logit. They are computed in float64. Where the model caps its logits, this
     is the logit before the cap.
     """
-    heads = "attention.q", "attention.k", "attention.v", "attention.z"
-    logits, full = inspected.run_with_cache(
-        "embedding", *heads, "attention.out", "mlp.out", "residual", last_only=True
-    )
-    cache = {name: tensor[-1].double() for name, tensor in full.items()}  # of the last position
+    heads = HeadReads(inspected)
+    names = "embedding", "attention.z", "attention.out", "mlp.out", "residual"
+    reading = inspected.with_hook(heads.hook)
+    logits, last = reading.run_with_cache(*names, last_only=True, rows=1)
+    cache = {name: tensor[-1].double() for name, tensor in last.items()}
     final = logits[0].double()  # (vocab,)
     token = topk_ids(final, 1)[0] if token is None else token
     last_residual = cache[f"blocks.{inspected.config.n_layers - 1}.residual"]  # (d_model,)
@@ -240,7 +240,7 @@ def compute(
         prob=float(final.softmax(-1)[token]),
         rank=rank(final, token),
         parts=(*parts, Part("bias", constant)),
-        positions=tuple(read_from_positions(inspected, full, direction).tolist()),
+        positions=tuple(heads.from_positions(cache, direction).tolist()),
         by=by,
         logit_softcap=softcap,
         **inspected.window_fields,

@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from minillm_repl.model.build import build_new
+from minillm_repl.checkpoint.load_save import load
+from minillm_repl.errors import UserError
+from minillm_repl.model.build import build, build_new
 from minillm_repl.model.config import GPTConfig
 from minillm_repl.model.hooks import PatternHook, caching
 from minillm_repl.tokenizer import CharacterTokenizer
@@ -11,7 +13,15 @@ from minillm_repl.views import circuit
 from minillm_repl.views.edges import WRITES, Graph, cut_hook, scores
 from minillm_repl.views.inspected_text import InspectedText
 from minillm_repl.views.patching import measure
-from tests.test_patching import direct, fraction, reading, three  # noqa: F401 - the fixture
+from tests.test_huggingface import FAMILIES, random_ids, random_model
+from tests.test_patching import (  # noqa: F401 - one is a fixture
+    direct,
+    fraction,
+    reading,
+    run,
+    seen,
+    three,
+)
 
 EDGES = [
     ("0.1", "2.3.q"),
@@ -94,6 +104,91 @@ def test_every_part_of_a_circuit_reads_something_and_is_read(three):
         reached |= set(graph.sources(each.sender))
         assert each.sender == "embedding" or set(graph.sources(each.sender)) & read
     assert read <= reached
+
+
+POST = "gemma2", "gemma3, two ropes, a cap", "olmo3", "exaone4, windows"
+
+
+@pytest.fixture(params=POST, scope="module")
+def normed(request, tmp_path_factory):
+    """The same as `three`, of models that normalise what attention adds."""
+    theirs, folder = random_model(*FAMILIES[request.param]), tmp_path_factory.mktemp("model")
+    theirs.save_pretrained(folder)
+    checkpoint = load(folder)
+    ours = build(checkpoint.config, checkpoint.tensors)
+    a, b = (
+        InspectedText(ours, checkpoint.tokenizer, tuple(random_ids(12, seed)[0].tolist()))
+        for seed in (8, 0)
+    )
+    return theirs.double(), a, b
+
+
+def written_after_a_norm(model, subject, sender):
+    """What a sender adds in transformers: of a head its part, times what the norm multiplies by."""
+    layer, _dot, which = sender.partition(".")
+    if not which:
+        with torch.no_grad():
+            return model(subject.input_ids, output_hidden_states=True).hidden_states[0]
+    block = model.model.layers[int(layer)]
+    if which == "mlp":
+        return seen(model, subject.input_ids, block.post_feedforward_layernorm)
+    norm, dense = block.post_attention_layernorm, block.self_attn.o_proj
+    size = subject.config.head_dim
+    columns = slice(int(which) * size, (int(which) + 1) * size)
+    z = seen(model, subject.input_ids, dense, of_input=True)[..., columns]
+    scale = seen(model, subject.input_ids, norm) / seen(
+        model, subject.input_ids, norm, of_input=True
+    )
+    return z @ dense.weight[:, columns].mT * scale
+
+
+@pytest.mark.parametrize("sender", ["embedding", "0.1", "0.mlp", "1.2"])
+@pytest.mark.parametrize("receiver", ["2.0.v", "2.mlp", "logits"])
+def test_a_head_before_a_norm_writes_its_part_at_the_scale_of_the_norm(normed, sender, receiver):
+    """One edge is cut: transformers gives one reader the stream with the other prompt's part."""
+    model, a, b = normed
+    ids, graph = a.input_ids, Graph(a.config)
+    change = written_after_a_norm(model, b, sender) - written_after_a_norm(model, a, sender)
+    block = model.model.layers[2]
+    if receiver == "logits":
+        module = model.model.norm
+    else:
+        name = "pre_feedforward_layernorm" if receiver.endswith("mlp") else "input_layernorm"
+        part = block.mlp if receiver.endswith("mlp") else block.self_attn.v_proj
+        module = getattr(block, name, part)  # models without norms before parts read the stream
+    read = run(model, ids, module, lambda x: x + change, of_input=True)
+    if receiver == "2.0.v":  # of that head alone
+        size, dense = a.config.head_dim, block.self_attn.v_proj
+        moved = module(seen(model, ids, module, of_input=True) + change)
+        value = (dense(moved) if module is not dense else moved)[..., :size]
+        read = run(model, ids, dense, lambda made: torch.cat((value, made[..., size:]), dim=-1))
+    kept = graph.all_edges()
+    kept[edge(graph, sender, receiver)] = False
+    hook = cut_hook(a.model, kept, activations(b))
+    found = a.with_hook(hook).logits()[-1]
+    torch.testing.assert_close(found.double(), read, rtol=0, atol=1e-4)
+    assert (read - a.logits()[-1]).abs().max() > 1e-3
+
+
+def test_a_circuit_of_all_edges_is_the_model_and_of_none_the_other_prompt(normed):
+    _model, a, b = normed
+    corrupt, there = activations(b), Graph(a.config).all_edges()
+    whole = a.with_hook(cut_hook(a.model, there, corrupt)).logits()
+    torch.testing.assert_close(whole, a.logits(), rtol=0, atol=1e-5)
+    none = a.with_hook(cut_hook(a.model, ~there, corrupt)).logits()
+    torch.testing.assert_close(none, b.logits(), rtol=0, atol=1e-4)
+    view = circuit.compute(a, b, 10_000)
+    assert view.faithfulness == pytest.approx(1, abs=1e-4)
+    assert view.completeness == pytest.approx(0, abs=1e-4)
+
+
+def test_a_model_with_convolutions_has_no_circuit(tmp_path):
+    random_model(*FAMILIES["lfm2"]).save_pretrained(tmp_path)
+    checkpoint = load(tmp_path)
+    model = build(checkpoint.config, checkpoint.tensors)
+    a, b = (InspectedText(model, checkpoint.tokenizer, ids) for ids in ((1, 2, 3), (1, 2, 4)))
+    with pytest.raises(UserError, match="layers 0, 2 have a short conv"):
+        circuit.compute(a, b)
 
 
 PERIODS, LETTERS, LENGTH = (3, 9), 10, 16

@@ -38,7 +38,7 @@ def compute(
 ) -> CircuitView:
     """Return a circuit of at most `size` edges, and what the model cut to it does on A.
 
-    Raises UserError as `:patch` does, and if the heads of the model cannot be told apart.
+    Raises UserError as `:patch` does, and for a model that has layers without heads.
     """
     check_pair(a, b)
     graph = check_graph(a)
@@ -183,7 +183,9 @@ def circuit(shell: "Shell", asked: Arguments) -> None:
     :circuit off ends that. `:circuit chat A -> B` makes each prompt a chat.
 
     The prompts need the same number of tokens. Layers and heads count from 0; k and v are numbered
-    by KV head.
+    by KV head. Where a norm follows attention (Gemma 2 and 3, OLMo 2, EXAONE 4), what a head writes
+    is its part of the sum, times the scale of that norm in the same pass: the parts add up to what
+    the layer writes. Models with short convolutions (LFM2) have no circuit here.
     """
     if asked.keyword == "run":
         _run(shell)

@@ -8,7 +8,7 @@ writer had in another pass.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from minillm_repl.errors import UserError
 from minillm_repl.language import _
@@ -105,16 +105,13 @@ class Graph:
 
 
 def check_graph(inspected: InspectedText) -> Graph:
-    """Return the graph of a model. Raises UserError if its heads cannot be told apart in the
-    stream, or the text is too long for the memory that this takes.
-    """
+    """Return the graph of a model. Raises UserError for layers without heads, or a long text."""
     config = inspected.config
-    if config.norm_placement != "pre":
-        raise UserError(
-            _("this model normalises what attention adds, so no head writes a part of its own")
-        )
     if config.attention_layers != tuple(range(config.n_layers)):
-        raise UserError(_("this needs attention in all layers, and this model has other parts"))
+        others = ", ".join(map(str, filter(config.is_conv, range(config.n_layers))))
+        told = _("layers {layers:.40} have a short convolution in place of attention, and a "
+                 "circuit has heads and MLPs only", layers=others)  # fmt: skip
+        raise UserError(told)
     graph = Graph(config)
     if len(graph.writers) * len(inspected.ids) * config.d_model > _MAX_NUMBERS:
         raise UserError(_("the text is too long for this; give prompts of fewer tokens"))
@@ -123,26 +120,39 @@ def check_graph(inspected: InspectedText) -> Graph:
 
 def head_writes(model: "LanguageModel", layer: int, z: "Tensor") -> "Tensor":
     """Return what each head of a layer adds to the stream, (head, time, d_model), of z (time, head,
-    head_dim); the bias of the projection left out.
+    head_dim); the bias left out. A norm after attention has the scale that it has in this pass.
     """
     import torch
 
     projection = model.get_submodule(f"blocks.{layer}.attention.proj")
     assert isinstance(projection, torch.nn.Linear)
     columns = projection.weight[:].to(z.dtype).view(-1, *z.shape[-2:])  # (d_model, head, head_dim)
-    return torch.einsum("thk,dhk->htd", z, columns) * model.config.residual_multiplier
+    written = torch.einsum("thk,dhk->htd", z, columns) * model.config.residual_multiplier
+    if model.config.norm_placement == "pre":
+        return written
+    norm: Any = model.get_submodule(f"blocks.{layer}.post_norm1")
+    total = projection(z.flatten(1))  # (time, d_model): what the norm reads
+    scale: Tensor = norm.scale() * (total.square().mean(-1, keepdim=True) + norm.eps).rsqrt()
+    return written * scale
 
 
-def writes(model: "LanguageModel", cache: "dict[str, Tensor]") -> "Tensor":
-    """Return what each writer adds to the stream, from the activations of `WRITES`, or differences
-    of them: (writer, time, d_model).
+def head_changes(model: "LanguageModel", layer: int, z: "Tensor", before: "Tensor") -> "Tensor":
+    """Return by how much what each head adds differs between two z: (head, time, d_model)."""
+    if model.config.norm_placement == "pre":
+        return head_writes(model, layer, z - before)
+    return head_writes(model, layer, z) - head_writes(model, layer, before)
+
+
+def changes(model: "LanguageModel", a: "dict[str, Tensor]", b: "dict[str, Tensor]") -> "Tensor":
+    """Return by how much what each writer adds to the stream differs between two passes, from the
+    activations of `WRITES`: (writer, time, d_model).
     """
     import torch
 
-    parts = [cache["embedding"][None]]
+    parts = [(a["embedding"] - b["embedding"])[None]]
     for layer in range(model.config.n_layers):
-        parts.append(head_writes(model, layer, cache[f"blocks.{layer}.attention.z"]))
-        parts.append(cache[f"blocks.{layer}.mlp.out"][None])
+        z, mlp = f"blocks.{layer}.attention.z", f"blocks.{layer}.mlp.out"
+        parts += [head_changes(model, layer, a[z], b[z]), (a[mlp] - b[mlp])[None]]
     return torch.cat(parts)
 
 
@@ -220,7 +230,7 @@ def scores(
     import torch
 
     graph = Graph(a.config)
-    change = writes(a.model, {name: clean[name] - corrupt[name] for name in clean})
+    change = changes(a.model, clean, corrupt)
     total = torch.zeros(len(graph.readers), len(graph.writers), dtype=torch.float64)
     for step in range(1, steps + 1):
         share = step / steps
@@ -267,10 +277,10 @@ def cut_hook(model: "LanguageModel", kept: "Tensor", instead: "dict[str, Tensor]
 
     def wrote(name: str, tensor: "Tensor") -> None:
         length = len(held[name]) - 1
-        difference = held[name][state["positions"].clamp(max=length)] - tensor
+        other = held[name][state["positions"].clamp(max=length)]
         layer = int(name.split(".")[1]) if name != "embedding" else 0
         is_head = name.endswith("z")
-        change = head_writes(model, layer, difference) if is_head else difference[None]
+        change = head_changes(model, layer, other, tensor) if is_head else (other - tensor)[None]
         before = [] if name == "embedding" else [state["changes"]]
         state["changes"] = torch.cat((*before, change))  # (writer so far, time, d_model)
 

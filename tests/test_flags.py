@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 
+import pexpect
 import pytest
 
 from minillm_repl.cli import main, make_parser
@@ -83,6 +84,43 @@ def test_every_shell_knows_every_flag_and_can_read_the_script(said, shell, langu
     if shutil.which(shell):
         checked = subprocess.run([shell, "-n"], input=script, text=True, check=False)
         assert checked.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("--dev", ["--device"]),
+        ("--device ", ["auto", "cpu", "cuda", "mps"]),
+        ("--help ", ["lessons", "training"]),
+        ("--ckpt st", ["story"]),
+        ("na", ["nalssi"]),
+        ("co", ["corpus.txt"]),
+        ("--serve --ckpt na", ["nalssi"]),
+    ],
+)
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
+def test_zsh_and_fish_complete_flags_values_files_and_models(said, tmp_path, shell, typed, offered):
+    if not shutil.which(shell):
+        pytest.skip(f"{shell} is not installed")
+    (tmp_path / "corpus.txt").touch()
+    (tmp_path / "_minillm-repl").write_text(said("--completion", shell)[1], encoding="utf-8")
+    line = f"minillm-repl {typed}"
+    if shell == "fish":
+        asked = ["--no-config", "-c", f"source _minillm-repl; complete -C '{line}'"]
+        shown = subprocess.run(["fish", *asked], capture_output=True, cwd=tmp_path, check=True)
+        assert set(offered) <= {each.split("\t")[0] for each in shown.stdout.decode().splitlines()}
+        return
+    with pexpect.spawn("zsh", ["-f"], cwd=tmp_path, encoding="utf-8", timeout=60) as terminal:
+        terminal.setwinsize(50, 100)
+        terminal.sendline("fpath=($PWD $fpath); autoload -Uz compinit; compinit -u -d $PWD/dump")
+        terminal.sendline("PS1='READ''Y '; setopt nolistbeep")
+        terminal.expect("READY ")
+        terminal.send(f"{line}\t\t")
+        said_so_far = ""
+        for each in offered:  # in their order, one below or beside the other
+            terminal.expect_exact(each)
+            said_so_far += terminal.before
+        assert "bad option" not in said_so_far
 
 
 def test_the_manual_page_is_what_its_script_writes():

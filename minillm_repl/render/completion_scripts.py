@@ -104,8 +104,9 @@ def _zsh(flags: list[_Flag], models: Sequence[str]) -> str:
         optional = "" if flag.needs_value else ":"
         value = f"{optional}:{flag.names[-1].lstrip('-')}:{action}" if flag.takes_value else ""
         lines += [f"  {_quoted(f'{name}[{told}]{value}')}" for name in flag.names]
+    # The space before the action: else zsh gives it options of its own.
     names = (
-        f'  \'::model:_alternative "names\\:name\\:({_joined(models)})" "files\\:file\\:_files"\''
+        f'  \'::model: _alternative "names\\:name\\:({_joined(models)})" "files\\:file\\:_files"\''
     )
     specs = _joined([*lines, names], " \\\n")
     return f"""\
@@ -129,4 +130,7 @@ def _fish(flags: list[_Flag], models: Sequence[str]) -> str:
         words = f" -a {_quoted(_joined(flag.words))}" if flag.words else ""
         told = _quoted(flag.help).replace("'\\''", "\\'")
         lines.append(f"complete -c minillm-repl {_joined(names)}{value}{words} -d {told}")
+        if words and not flag.needs_value:  # fish looks for such a value after = only
+            last = f"'contains -- (commandline -opc)[-1] {_joined(flag.names)}'"
+            lines.append(f"complete -c minillm-repl -n {last} -f{words}")
     return "\n".join([*lines, ""])

@@ -41,7 +41,10 @@ _KEYS = N_(
 # Forms of a lesson on paper: in Korean, and as the usage names them.
 _ON_PAPER = {"학습지": "worksheet", "답안지": "answers", "정답지": "key"}
 
-_JSON = N_("`--json FILE` writes the numbers to a file, `--json -` prints them (docs/format.md).")
+_JSON = N_(
+    "`--json FILE` writes the numbers to a file, `--csv FILE` the rows of a table; `--json -` and "
+    "`--csv -` print them (docs/format.md)."
+)
 
 
 @command(

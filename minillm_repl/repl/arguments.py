@@ -16,8 +16,9 @@
 
 An argument may be missing unless it is `required`. `Forms((Layer(),), ("scan", TextArgument()))`
 declares alternatives: a string is a keyword, and `asked.keyword` is that of the form that was
-typed. With `json=True` a command also takes `--json FILE [--overwrite]`, as `asked.output`. Options
-and flags count anywhere outside quotes. A UsageError names the value; the shell adds the usage.
+typed. With `json=True` a command also takes `--json FILE` or `--csv FILE`, as `asked.output`.
+Options and flags count anywhere outside quotes. A UsageError names the value; the shell adds the
+usage.
 """
 
 import re

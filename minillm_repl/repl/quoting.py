@@ -19,7 +19,7 @@ _METAVARS = (  # words of a usage line that stand for what is typed; single lett
 )  # fmt: skip
 _METAVAR = re.compile(rf"\b(?:{'|'.join(_METAVARS)})\b")
 _QUOTED = "\x01"  # stands for each character inside quotes while options are looked for
-_JSON = re.compile(r"(?:^|\s)--json(?:\s+(\S+))?(?=\s|$)")
+_FILE = re.compile(r"(?:^|\s)--(json|csv)(?:\s+(\S+))?(?=\s|$)")
 _OVERWRITE = re.compile(r"(?:^|\s)--overwrite(?=\s|$)")
 _OPTION = re.compile(r"(?:^|\s)(--[a-z][\w-]*)")
 # A text without quotes that begins like an argument was probably meant as one.
@@ -115,21 +115,27 @@ class Output:
 
     file: str = ""
     overwrite: bool = False
+    is_csv: bool = False  # its table as CSV, not all numbers as JSON
 
 
 TO_SCREEN = Output()
 
 
 def parse_output(argument: str) -> tuple[str, Output]:
-    """Take `--json FILE` and `--overwrite` out of what follows a command.
+    """Take `--json FILE` or `--csv FILE`, and `--overwrite`, out of what follows a command.
 
     Raises UsageError for other options.
     """
-    found = _JSON.search(mask_quoted(argument))
-    file = argument[slice(*found.span(1))] if found and found[1] else ""
+    found = _FILE.search(mask_quoted(argument))
+    file = argument[slice(*found.span(2))] if found and found[2] else ""
     if found and not file:
         raise UsageError(
-            _("--json needs a file name: `--json view.json`, or `--json -` for the screen")
+            _(
+                "{option} needs a file name: `{option} view.{kind}`, or `{option} -` for the "
+                "screen",
+                option=f"--{found[1]}",
+                kind=found[1],
+            )
         )
     rest = argument[: found.start()] + argument[found.end() :] if found else argument
     rest, overwrite = parse_overwrite(rest)
@@ -142,16 +148,16 @@ def parse_output(argument: str) -> tuple[str, Output]:
             )
         )
     if overwrite and not file:
-        raise UsageError(_("--overwrite needs --json FILE"))
-    return rest.strip(" "), Output(file, overwrite)
+        raise UsageError(_("--overwrite needs --json FILE or --csv FILE"))
+    return rest.strip(" "), Output(file, overwrite, bool(found and found[1] == "csv"))
 
 
 def parse_leading_output(argument: str) -> tuple[str, Output]:
-    """Take `--json FILE` and `--overwrite` out of the start of what follows a command, where the
-    rest is a text as it is typed.
+    """Take `--json FILE` or `--csv FILE`, and `--overwrite`, out of the start of what follows a
+    command, where the rest is a text as it is typed.
     """
     options = re.match(
-        r"--json(?=\s|$)(\s+(\"[^\"]*\"|'[^']*'|\S+))?(\s+--overwrite(?=\s|$))?", argument
+        r"--(?:json|csv)(?=\s|$)(\s+(\"[^\"]*\"|'[^']*'|\S+))?(\s+--overwrite(?=\s|$))?", argument
     )
     if not options:
         return argument, TO_SCREEN

@@ -83,7 +83,7 @@ class Command:
     run: Run
     forms: Forms
     _: KW_ONLY
-    json: bool = False  # whether it takes `--json FILE`
+    json: bool = False  # whether it takes `--json FILE` and `--csv FILE`
     details: str = ""  # what `:help name` says more
     aliases: tuple[str, ...] = ()
     group: Group = "Models and files"  # where `:help` lists it
@@ -99,7 +99,7 @@ class Command:
     @property
     def words(self) -> tuple[str, ...]:
         """The words and names of options that may follow it."""
-        return (*self.forms.completions, *(("--json", "--overwrite") if self.json else ()))
+        return (*self.forms.completions, *(("--json", "--csv", "--overwrite") if self.json else ()))
 
     @property
     def korean_names(self) -> tuple[str, ...]:

@@ -46,6 +46,8 @@ _MIN_MAP_WIDTH = 24  # cells: a small map has a pattern in its title
 class HeadView(View, Truncation):
     """One attention head on a text. Layers and heads count from 0."""
 
+    table = "tokens", "weights"
+
     layer: int
     head: int
     tokens: tuple[Token, ...]

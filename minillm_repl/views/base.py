@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from functools import partial
 from importlib import import_module
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.text import Text
@@ -14,6 +14,7 @@ from minillm_repl.errors import UserError
 from minillm_repl.language import _, _n
 from minillm_repl.model.hooks import Hook, compose, no_hook
 from minillm_repl.render.console import FIGURES, WARNING
+from minillm_repl.render.csv_table import csv_text
 from minillm_repl.render.export import write_view
 from minillm_repl.render.json_lines import json_value
 from minillm_repl.repl.arguments import TextPair
@@ -36,6 +37,9 @@ _NOTEBOOK_WIDTH = 100  # cells: a notebook does not tell how wide it is
 
 class View:
     """The result of a computation: a frozen dataclass that rich, JSON and notebooks can show."""
+
+    table: ClassVar[tuple[str, ...]] = ()
+    """The fields that stand side by side in its CSV; by default, the lists of objects."""
 
     def draw(self, width: int) -> RenderableType:
         """Return the picture of this view, at most `width` cells wide."""
@@ -69,6 +73,15 @@ class View:
     def to_json(self) -> str:
         """Return `to_dict` as one line of JSON; docs/format.md describes it."""
         return json.dumps(self.to_dict(), allow_nan=False) + "\n"
+
+    def to_csv(self) -> str:
+        """Return the view's table as CSV; docs/format.md describes it. Raises UserError if the view
+        is no table.
+        """
+        text = csv_text(self.to_dict(), self.table)
+        if not text:
+            raise UserError(_("this view is no table: `--json FILE` has its numbers"))
+        return text
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield self.picture(options.max_width)
@@ -256,11 +269,13 @@ def show(
     )
     if not output.file:
         shell.screen.out.print(picture(shell.screen.out.width))
-    elif output.file == "-":
-        shell.screen.out.file.write(view.to_json())
+        return
+    text = view.to_csv() if output.is_csv else view.to_json()
+    if output.file == "-":
+        shell.screen.out.file.write(text)
     else:
         path = user_path(output.file)
-        write_view(path, view.to_json().encode(), overwrite=output.overwrite)
+        write_view(path, text.encode(), overwrite=output.overwrite)
         shell.screen.note(_("numbers saved to {path}", path=safe_line(str(path))))
 
 

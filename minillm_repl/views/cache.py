@@ -97,6 +97,8 @@ class CacheView(View, Truncation):
 class CacheLayerView(View, Truncation):
     """The keys and values of one layer, position by position."""
 
+    table = "tokens", "keys", "values", "received"
+
     layer: int
     tokens: tuple[Token, ...]
     sees: int

@@ -44,6 +44,8 @@ class Scoring:
 class DotView(View, Truncation):
     """One query and one key, and what the softmax makes of their dot product."""
 
+    table = "query", "key", "products"
+
     layer: int
     head: int
     position: int  # of the query

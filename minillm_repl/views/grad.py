@@ -45,6 +45,8 @@ _TOKENS = 12  # that have a bar
 class GradView(View, Truncation):
     """The gradient of a logit, or of a difference of two, with respect to each input vector."""
 
+    table = "tokens", "times", "norms"
+
     tokens: tuple[Token, ...]
     token: Token
     versus: Token | None

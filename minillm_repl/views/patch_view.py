@@ -55,6 +55,8 @@ class Checked:
 class PatchView(View):
     """Prompt B, with one activation of prompt A each: how much of A's answer that restores."""
 
+    table = "places", "effects"
+
     what: str  # a name of `PARTS`
     by: str  # `runs`, or `gradient`: an estimate to first order
     a: tuple[Token, ...]

@@ -1,7 +1,7 @@
 """`:surprise`: how unexpected each token of a text is; perplexity and bits per byte."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import exp, log, log2
 from typing import TYPE_CHECKING
 
@@ -22,22 +22,24 @@ from minillm_repl.tokenizer import Token
 from minillm_repl.tokenizer.lookup import count_prefix_spaces
 from minillm_repl.tokenizer.truncation import Truncation
 from minillm_repl.views.base import View, inspect_on_server, inspect_text, show, text_ids
-from minillm_repl.views.inspected_text import InspectedText, Likely, no_grad
+from minillm_repl.views.inspected_text import InspectedText, Likely, check_finite, no_grad
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from minillm_repl.repl.shell import Shell
 
-_TOP = 3  # tokens that the model expected instead
+_TOP = 5  # tokens that the model expected instead
+_SHOWN = 3  # of them in the table
 _MOST = 8  # tokens that the table lists
 _LEAST_BITS = 0.05  # the table leaves out tokens below that
 _LN2 = log(2)
+_MAX_LOGITS = 2**24  # numbers of the logits that are in memory at once
 
 
 @dataclass(frozen=True, kw_only=True)
 class Surprising:
-    """A token with a high surprisal, and what the model expected instead."""
+    """A token, its surprisal, and what the model expected in its place."""
 
     position: int
     token: Token
@@ -59,6 +61,9 @@ class SurpriseView(View, Truncation):
     bits_per_byte: float | None  # None if no token is text
     blind: float | None  # bits: the uniform baseline, log2(vocabulary); None: size unknown
     most: tuple[Surprising, ...]  # the highest surprisals, highest first
+    scores: tuple[Surprising, ...]  # of all tokens that count
+
+    table = ("scores",)
 
     def draw(self, width: int) -> RenderableType:
         """Return the text with levels of surprisal, the figures, and the most surprising tokens."""
@@ -108,7 +113,7 @@ def _table(listed: "list[Surprising] | tuple[Surprising, ...]") -> RenderableTyp
     for each in listed:
         expected = Text("  ").join(
             Text.assemble(short_label(likely.token), f" {percent(likely.prob)}")
-            for likely in each.expected
+            for likely in each.expected[:_SHOWN]
         )
         table.add_row(
             str(each.position), short_label(each.token), f"{each.bits:.2f}",
@@ -124,8 +129,14 @@ def compute(inspected: InspectedText, first: int = 1) -> SurpriseView:
     Raises UserError for a text of one token.
     """
     _check_long_enough(inspected)
-    logits = inspected.logits()  # (time, vocab)
-    scores = score_text(inspected, logits, _TOP)
+    name = f"blocks.{inspected.config.n_layers - 1}.residual"
+    _logits, cache = inspected.run_with_cache(name, last_only=True)
+    scores, size = list[TokenScore](), max(1, _MAX_LOGITS // inspected.config.vocab_size)
+    for start in range(0, len(inspected.ids) - 1, size):
+        some = cache[name][None, start : start + size + 1]  # one more: it is no score's prefix
+        logits = check_finite(inspected.model.unembed(some, inspected.hook)[0])
+        part = replace(inspected, ids=inspected.ids[start : start + size + 1])
+        scores += score_text(part, logits, _TOP)
     return view_of_scores(inspected, scores, first, logits.shape[-1])
 
 
@@ -147,7 +158,10 @@ def view_of_scores(
     first = min(max(first - len(inspected.unseen_ids), 1), len(inspected.ids) - 1)
     counted = nats[first - 1 :]
     mean = sum(counted) / len(counted)
-    order = sorted(range(first, len(inspected.ids)), key=lambda index: -nats[index - 1])
+    found = [
+        _surprising(inspected, index, scores[index - 1])
+        for index in range(first, len(inspected.ids))
+    ]
     return SurpriseView(
         first=inspected.position_of(first),
         tokens=inspected.tokens,
@@ -156,7 +170,8 @@ def view_of_scores(
         perplexity=exp(min(mean, 700.0)),
         bits_per_byte=bits_per_byte(inspected, nats, first),
         blind=log2(vocab_size) if vocab_size else None,
-        most=tuple(_surprising(inspected, index, scores[index - 1]) for index in order[:_MOST]),
+        most=tuple(sorted(found, key=lambda each: -each.bits)[:_MOST]),
+        scores=tuple(found),
         **inspected.window_fields,
     )
 

@@ -62,6 +62,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor, hook: Hook) -> Tensor:
         """Map each position on its own: (b, t, w) -> (b, t, w)."""
+        x = hook(f"blocks.{self.layer}.mlp.in", x)
         hidden = self.activation(self.up(x))  # (b, t, d_mlp)
         hidden = hook(f"blocks.{self.layer}.mlp.hidden", hidden)
         return hook(f"blocks.{self.layer}.mlp.out", self.down(hidden))  # (b, t, w)

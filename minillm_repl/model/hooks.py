@@ -19,6 +19,7 @@ h head):
     blocks.i.residual.mid   (b, t, d_model)      between attention and MLP; absent where the two
                                                  work side by side (GPT-NeoX)
     blocks.i.mlp.normed|mixed  (b, t, d_model)   the same, of the MLP
+    blocks.i.mlp.in         (b, t, d_model)      what the MLP reads: after norm and Canon layer
     blocks.i.mlp.hidden     (b, t, d_mlp)        after the activation, and the gate in a Llama;
                                                  absent in a mixture of experts, which has
     blocks.i.mlp.router     (b, t, n_experts)    the logits that choose the experts of a token

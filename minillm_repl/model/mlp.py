@@ -25,6 +25,7 @@ class LlamaMLP(nn.Module):
 
     def forward(self, x: Tensor, hook: Hook) -> Tensor:
         """Map each position on its own: (b, t, w) -> (b, t, w)."""
+        x = hook(f"blocks.{self.layer}.mlp.in", x)
         gate, up = self.gate_up(x).chunk(2, dim=-1)  # each (b, t, d_mlp)
         hidden = self.activation(gate) * up  # (b, t, d_mlp)
         hidden = hook(f"blocks.{self.layer}.mlp.hidden", hidden)
@@ -47,6 +48,7 @@ class RoutedMLP(nn.Module):
 
     def forward(self, x: Tensor, hook: Hook) -> Tensor:
         """Map each position by the experts that are chosen for it: (b, t, w) -> (b, t, w)."""
+        x = hook(f"blocks.{self.layer}.mlp.in", x)
         logits = hook(f"blocks.{self.layer}.mlp.router", self.router(x))  # (b, t, e)
         weights, chosen = route(logits, self.config)  # each (b, t, k)
         y = torch.zeros_like(x)  # (b, t, w)

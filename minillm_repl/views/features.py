@@ -12,7 +12,7 @@ from minillm_repl.language import _
 from minillm_repl.render.console import FIGURES, MODEL, TITLE
 from minillm_repl.render.drawing import bar, short_label, title
 from minillm_repl.render.tables import plain_table
-from minillm_repl.repl.arguments import Arguments, Number, Option, TextArgument, Words
+from minillm_repl.repl.arguments import Arguments, ChoiceOption, Number, Option, TextArgument, Words
 from minillm_repl.repl.forms import Forms
 from minillm_repl.repl.registry import command
 from minillm_repl.settings import integer, number
@@ -21,7 +21,7 @@ from minillm_repl.tokenizer.truncation import Truncation
 from minillm_repl.views import features_use as use
 from minillm_repl.views.base import View, inspect_text, show
 from minillm_repl.views.contributions import promoted_tokens
-from minillm_repl.views.features_dictionary import Dictionary, Figures
+from minillm_repl.views.features_dictionary import Dictionary, Figures, features_title
 from minillm_repl.views.inspected_text import InspectedText, no_grad
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ class FeaturesView(View, Truncation):
     figures: Figures | None
     tokens: tuple[Token, ...]
     rows: tuple[FeatureRow, ...]
+    kind: str  # `sae` or `transcoder`
 
     def draw(self, _width: int) -> RenderableType:
         """Return a row for each feature, the most active first."""
@@ -75,7 +76,7 @@ class FeaturesView(View, Truncation):
                 _labels(row.promotes[:4]),
             )
         heading = title(
-            _("features of layer {layer}", layer=self.layer),
+            features_title(self.layer, self.kind),
             _("the {n} most active of {all:,} on this text", n=len(self.rows), all=self.features),
         )
         hint = _("everywhere: share of the tokens trained on · `:features N` shows one")
@@ -149,7 +150,7 @@ def _labels(tokens: Sequence[Token]) -> Text:
 @no_grad
 def compute(inspected: InspectedText, dictionary: Dictionary) -> FeaturesView:
     """Return the features with the largest activations on a text, position 0 left out."""
-    place = f"blocks.{dictionary.layer}.residual"
+    place = dictionary.reads
     stream = inspected.run_with_cache(place, last_only=True)[1][place]  # (time, d_model)
     active = dictionary.encode(stream.float())  # (time, features)
     active[0] = 0
@@ -163,7 +164,7 @@ def compute(inspected: InspectedText, dictionary: Dictionary) -> FeaturesView:
     return FeaturesView(
         layer=dictionary.layer, features=dictionary.size, k=dictionary.k,
         source=dictionary.source, steps=dictionary.steps, figures=dictionary.figures,
-        tokens=inspected.tokens,
+        tokens=inspected.tokens, kind=dictionary.kind,
         rows=tuple(
             FeatureRow(
                 feature=feature,
@@ -229,6 +230,7 @@ _LAYER = Option("layer", integer(0), None, "L")
             "train",
             Option("layer", integer(0), None, "L"),
             Option("text", str, "", "FILE"),
+            ChoiceOption("kind", "sae", "transcoder"),
             Option("k", integer(1, 4_096), 32),
             Option("width", integer(1, 64), 8),
             Option("steps", integer(1, 1_000_000), 1_000),
@@ -257,6 +259,8 @@ def features(shell: "Shell", asked: Arguments) -> None:
     `:features train layer=2 text=FILE` trains `width` × d_model features, of which `k` may be
     active at a token, on the tokens of FILE. Ctrl-C ends it and keeps what it has; `:features more
     text=FILE` goes on. Position 0 is left out, where models keep one large vector.
+    `kind=transcoder` trains a transcoder of the layer's MLP instead (Dunefsky et al., 2024): it
+    reads what the MLP reads, and makes what the MLP adds.
 
     :features lists the features that are most active on the text so far, or on TEXT.
     :features N shows the texts on which feature N is most active, with the token marked; the tokens
@@ -264,10 +268,12 @@ def features(shell: "Shell", asked: Arguments) -> None:
     :features steer N adds `strength` × the unit vector of its direction at every position;
     :features ablate N subtracts what it adds. :features off ends both.
     :features save FOLDER and :features open FOLDER write and read folders of SAELens (cfg.json and
-    sae_weights.safetensors) for a residual stream: topk, standard, jumprelu. With text=FILE, they
-    are measured and their texts found.
+    sae_weights.safetensors) for a residual stream: topk, standard, jumprelu; and transcoders for
+    the input of an MLP: transcoder, jumprelu_transcoder. (SAELens has no TopK transcoder, and does
+    not open ours.) With text=FILE, they are measured and their texts found.
 
-    loss recovered: (loss without the stream − loss with the features) / (loss without − loss). The
+    loss recovered: (loss without − loss with the features) / (loss without − loss); `without` is
+    the stream, or what the MLP adds, replaced by 0. The
     layer is the one that was trained last, unless `layer=` says another.
     """
     if asked.keyword in ("train", "more"):

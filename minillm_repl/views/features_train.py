@@ -27,18 +27,16 @@ _EXAMPLES, _BEFORE, _AFTER = 4, 11, 4  # texts of a feature, and the tokens arou
 _CHUNK = 2048  # tokens that are encoded at once
 
 
-def collect(
-    text: InspectedText, windows: Windows, layer: int, interrupted: Interrupted
-) -> "Tensor":
-    """Return the stream after a layer at each token but the first of each window:
-    (tokens, d_model). Raises UserError after Ctrl-C.
+def collect(text: InspectedText, windows: Windows, name: str, interrupted: Interrupted) -> "Tensor":
+    """Return an activation at each token but the first of each window: (tokens, d_model).
+
+    `name` is that of its hook. Raises UserError after Ctrl-C.
 
     At position 0 models keep one large vector, whatever the token.
     """
     import torch
 
     rows: list[Tensor] = []
-    name = f"blocks.{layer}.residual"
     for window in windows:
         if interrupted():
             raise UserError(_("stopped"))
@@ -54,7 +52,10 @@ def max_windows(d_model: int, size: int) -> int:
 
 @dataclass
 class Trainer:
-    """Trains a dictionary on streams (tokens, d_model), a step at a time."""
+    """Trains a dictionary on streams (tokens, d_model), a step at a time.
+
+    A transcoder is trained to make `targets` of them (tokens, d_model).
+    """
 
     streams: "Tensor"
     layer: int
@@ -62,6 +63,7 @@ class Trainer:
     features: int
     start: Dictionary | None = None  # one that is trained further
     seed: int = 0
+    targets: "Tensor | None" = None
 
     def __post_init__(self) -> None:
         import torch
@@ -71,17 +73,19 @@ class Trainer:
         self._generator = torch.Generator().manual_seed(self.seed)
         # A unit of 1 for the mean square: the same rate serves every layer.
         self._scale = float(self.streams.pow(2).mean().sqrt()) or 1.0
+        made = self.streams if self.targets is None else self.targets
+        self._out_scale = float(made.pow(2).mean().sqrt()) or 1.0
         if self.start is None:
             directions = torch.randn(self.features, width, generator=self._generator)
             self._decoder = normalize(directions, dim=-1).to(device)  # (features, d_model)
             self._encoder = self._decoder.T.clone().contiguous()  # (d_model, features)
             self._encoder_bias = torch.zeros(self.features, device=device)
-            self._bias = self.streams.mean(0) / self._scale
+            self._bias = made.mean(0) / self._out_scale
         else:
             self._decoder = self.start.decoder.clone().to(device)
-            self._encoder = self.start.encoder.clone().to(device)
-            self._encoder_bias = self.start.encoder_bias.to(device) / self._scale
-            self._bias = self.start.decoder_bias.to(device) / self._scale
+            self._encoder = self.start.encoder.to(device) * (self._scale / self._out_scale)
+            self._encoder_bias = self.start.encoder_bias.to(device) / self._out_scale
+            self._bias = self.start.decoder_bias.to(device) / self._out_scale
         self._parameters = [self._decoder, self._encoder, self._encoder_bias, self._bias]
         for each in self._parameters:
             each.requires_grad_()
@@ -100,24 +104,27 @@ class Trainer:
 
         for step in range(count):
             chosen = torch.randint(len(self.streams), (_BATCH,), generator=self._generator)
-            x = self.streams[chosen.to(self.streams.device)] / self._scale  # (b, d_model)
+            chosen = chosen.to(self.streams.device)
+            x = self.streams[chosen] / self._scale  # (b, d_model)
+            y = x if self.targets is None else self.targets[chosen] / self._out_scale
             left = (count - step) / max(1, count / 5)
             for group in self._optimizer.param_groups:
                 group["lr"] = _RATE * min(1.0, left)
             with torch.enable_grad():
-                self._take(x)
+                self._take(x, y)
             self.step = step + 1
             yield self.step
 
-    def _take(self, x: "Tensor") -> None:
-        """Take one step on a batch (b, d_model)."""
+    def _take(self, x: "Tensor", y: "Tensor") -> None:
+        """Take one step on a batch of what is read and what is to be made: (b, d_model) each."""
         import torch
 
-        before = (x - self._bias) @ self._encoder + self._encoder_bias  # (b, features)
+        read = x - self._bias if self.targets is None else x
+        before = read @ self._encoder + self._encoder_bias  # (b, features)
         top = before.topk(min(self.k, self.features), dim=-1)
         active = torch.zeros_like(before).scatter(-1, top.indices, top.values.relu())
-        error = x - active @ self._decoder - self._bias  # (b, d_model)
-        loss = error.pow(2).sum(-1).mean() / x.var(0, unbiased=False).sum()
+        error = y - active @ self._decoder - self._bias  # (b, d_model)
+        loss = error.pow(2).sum(-1).mean() / y.var(0, unbiased=False).sum()
         is_active = (active > 0).any(0)
         self._silent = torch.where(is_active, 0, self._silent + 1)
         dead = self._silent >= _DEAD_STEPS
@@ -143,11 +150,13 @@ class Trainer:
         return Dictionary(
             layer=self.layer,
             k=min(self.k, self.features),
-            encoder=encoder,
+            encoder=encoder * (self._out_scale / self._scale),
             decoder=decoder,
             # In units of the stream: activations are then the lengths of what is added.
-            encoder_bias=encoder_bias * self._scale,
-            decoder_bias=bias * self._scale,
+            encoder_bias=encoder_bias * self._out_scale,
+            decoder_bias=bias * self._out_scale,
+            subtracts_bias=self.targets is None,
+            is_transcoder=self.targets is not None,
             steps=earlier + self.step,
         )
 
@@ -161,8 +170,9 @@ def measure(dictionary: Dictionary, text: InspectedText, windows: Windows) -> Fi
     import torch
     from torch.nn.functional import cross_entropy
 
-    place = f"blocks.{dictionary.layer}.residual"
+    place = dictionary.writes
     losses, count = [0.0, 0.0, 0.0], 0
+    read: Tensor | None = None
     fired, l0, squares = torch.zeros(dictionary.size), 0.0, 0.0
     every: list[Tensor] = []
 
@@ -174,15 +184,21 @@ def measure(dictionary: Dictionary, text: InspectedText, windows: Windows) -> Fi
 
         return hook
 
+    def rebuilt(x: "Tensor") -> "Tensor":
+        return dictionary.decode(dictionary.encode(x if read is None else read[None]))
+
     for window in windows:
         subject = replace(text, ids=window)
-        stream = subject.run_with_cache(place, last_only=True)[1][place][1:]  # (t − 1, d_model)
-        active = dictionary.encode(stream)
+        cache = subject.run_with_cache(place, dictionary.reads, last_only=True)[1]
+        stream = cache[place][1:]  # (t − 1, d_model)
+        # Of a transcoder what is read stands before what is replaced, and stays as it is.
+        read = cache[dictionary.reads][1:] if dictionary.is_transcoder else None
+        active = dictionary.encode(stream if read is None else read)
         fired += (active > 0).sum(0).cpu()
         l0 += float((active > 0).sum())
         squares += float((stream - dictionary.decode(active)).double().pow(2).sum())
         every.append(stream.double())
-        changes = (lambda x: x, lambda x: dictionary.decode(dictionary.encode(x)), torch.zeros_like)
+        changes: tuple[Callable[[Tensor], Tensor], ...] = (lambda x: x, rebuilt, torch.zeros_like)
         for index, change in enumerate(changes):
             logits = subject.with_hook(with_stream(change)).logits()[1:-1]  # (t − 2, vocab)
             targets = torch.tensor(window[2:], device=logits.device)

@@ -18,7 +18,8 @@ from minillm_repl.repl.model_loading import Intervention, LoadedModel
 from minillm_repl.safetext import safe_line
 from minillm_repl.storage.paths import cache_folder, user_path
 from minillm_repl.views.base import View, import_torch
-from minillm_repl.views.features_dictionary import CONFIG, Dictionary, Figures, load, save
+from minillm_repl.views.features_dictionary import Dictionary, Figures, features_title
+from minillm_repl.views.features_folder import CONFIG, load, save
 from minillm_repl.views.features_train import (
     Trainer,
     collect,
@@ -51,11 +52,12 @@ class TrainedView(View):
     steps: int
     source: str
     figures: Figures | None
+    kind: str  # `sae`, or `transcoder`: from the input of the MLP to what it adds
 
     def draw(self, _width: int) -> RenderableType:
         """Return the figures."""
         heading = title(
-            _("features of layer {layer}", layer=self.layer),
+            features_title(self.layer, self.kind),
             _(
                 "{n:,} features, k={k}, {steps:,} steps",
                 n=self.features,
@@ -93,7 +95,7 @@ def stored(shell: "Shell", layer: int | None) -> Dictionary:
     model = shell.require_model()
     import_torch(shell)
     for folder in folders(model):
-        if layer is None or folder.name == f"layer-{layer}":
+        if layer is None or folder.name in (f"layer-{layer}", f"layer-{layer}-mlp"):
             device = next(model.language_model.parameters()).device
             return on_device(load(folder, model.checkpoint.config), device)
     raise UserError(
@@ -113,7 +115,8 @@ def on_device(dictionary: Dictionary, device: object) -> Dictionary:
 
 
 def _keep(model: LoadedModel, dictionary: Dictionary) -> None:
-    folder = cache_folder("features") / digest(model) / f"layer-{dictionary.layer}"
+    mlp = "-mlp" if dictionary.is_transcoder else ""
+    folder = cache_folder("features") / digest(model) / f"layer-{dictionary.layer}{mlp}"
     save(dictionary, folder, model.name, replace_files=True)
 
 
@@ -147,9 +150,14 @@ def train(shell: "Shell", asked: Arguments, *, is_more: bool) -> TrainedView:
     plain = InspectedText(model.language_model, model.checkpoint.tokenizer, (0,))
     with shell.screen.waiting(_("reading the text")) as update:
         learnt, held = _windows(model, asked.text)
-        streams = collect(plain, learnt, layer, shell.interrupted)
+        is_mlp = start.is_transcoder if start else asked.kind == "transcoder"
+        names = ("mlp.in", "mlp.out") if is_mlp else ("residual",)
+        streams, *targets = (
+            collect(plain, learnt, f"blocks.{layer}.{name}", shell.interrupted) for name in names
+        )
         size = start.size if start else asked.width * model.checkpoint.config.d_model
-        trainer = Trainer(streams, layer, start.k if start else asked.k, size, start)
+        k = start.k if start else asked.k
+        trainer = Trainer(streams, layer, k, size, start, targets=targets[0] if targets else None)
         for step in trainer.steps(asked.steps):
             if shell.interrupted():
                 break
@@ -200,7 +208,7 @@ def view_of(dictionary: Dictionary) -> TrainedView:
     """Return what features have come to."""
     return TrainedView(
         layer=dictionary.layer, features=dictionary.size, k=dictionary.k, steps=dictionary.steps,
-        source=dictionary.source, figures=dictionary.figures,
+        source=dictionary.source, figures=dictionary.figures, kind=dictionary.kind,
     )  # fmt: skip
 
 
@@ -215,7 +223,7 @@ def open_folder(shell: "Shell", path: str, file: str) -> TrainedView:
         plain = InspectedText(model.language_model, model.checkpoint.tokenizer, (0,))
         with shell.screen.waiting(_("measuring")):
             learnt, held = _windows(model, file)
-            streams = collect(plain, learnt, dictionary.layer, shell.interrupted)
+            streams = collect(plain, learnt, dictionary.reads, shell.interrupted)
             windows = (learnt, held)
             dictionary = _with_figures(dictionary, plain, windows, streams, stopped=False)
     _keep(model, dictionary)
@@ -234,12 +242,15 @@ def save_folder(shell: "Shell", path: str, layer: int | None) -> None:
 
 def ablating_hook(dictionary: Dictionary, feature: int) -> Hook:
     """Return a hook that subtracts what a feature adds to the stream, wherever it is active."""
-    place = f"blocks.{dictionary.layer}.residual"
+    read: dict[str, Tensor] = {}  # of the present pass, what the MLP reads
 
     def hook(name: str, tensor: "Tensor") -> "Tensor":
-        if name != place:
+        if name == dictionary.reads:
+            read[name] = tensor
+        if name != dictionary.writes:
             return tensor
-        active = dictionary.encode(tensor.float())[..., feature : feature + 1]  # (b, t, 1)
+        x = read.pop(dictionary.reads).float()
+        active = dictionary.encode(x)[..., feature : feature + 1]  # (b, t, 1)
         return tensor - (active * dictionary.decoder[feature]).to(tensor)
 
     return hook

@@ -205,8 +205,7 @@ class LessonValues:
             "head": lambda: ".".join(map(str, self._searching_head)),
             "met": lambda: self.subject.tokens[self.subject.index_of(self._top_key.position)].label,
             "dot": lambda: f"{self._top_key.dot:.2f}",
-            # of the dot product as it is shown, so that a learner comes to the same number
-            "scaled": lambda: f"{round(self._top_key.dot, 2) / self._config.head_dim**0.5:.2f}",
+            "scaled": lambda: f"{self._top_key.dot / self._config.head_dim**0.5:.2f}",
             "weight": lambda: percent(self._top_key.weight),
             "lens.place": lambda: component_name(self._lens.first),
             "lens.first": lambda: self._lens.rows[0].top[0].token.label,

@@ -191,6 +191,23 @@ def test_a_condition_has_numbers_and_nothing_else_of_python():
             holds(Claim(holds=condition), values)
 
 
+def test_what_does_not_hold_is_not_asked_and_a_claim_has_paragraphs(tmp_path):
+    shell = shell_for(load(find_checkpoint("nalssi")))
+    lesson = tmp_path / "01-conditions.md"
+    lesson.write_text(
+        "# Conditions\n\nA lesson.\n\n```lesson\nminutes: 1\nhour: 1\ngoals:\n  g\nterms:\n  t: m\n"
+        "text: 날씨\n```\n\n---\n\n```ask\nquestion: never\nanswer: 1\nholds: 1 == 2\n```\n\n"
+        "```ask\nquestion: always\nanswer: 1\nholds: {tokens} == 2\n```\n\n"
+        "```claim\nholds: {trained.last} > 0\ntext: wrong\notherwise:\n  one\n\n  two\n```\n",
+        encoding="utf-8",
+    )
+    run_unattended(make_lesson_runner(shell, read_lesson(lesson), Progress()))
+    lines = [line.strip() for line in printed(shell).splitlines()]
+    assert "always" in lines
+    assert "one" in lines and "two" in lines
+    assert "never" not in lines and "wrong" not in lines
+
+
 # -- each printed line of arithmetic
 
 TERM = r"[-−]?\(?[-−]?\d[\d,]*(?:\.\d+)?\)?%?"

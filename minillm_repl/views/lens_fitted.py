@@ -9,7 +9,7 @@ from rich.text import Text
 
 from minillm_repl.language import _
 from minillm_repl.render.console import FIGURES, WARNING
-from minillm_repl.render.drawing import component_name, short_label, title
+from minillm_repl.render.drawing import UNLIMITED_WIDTH, component_name, short_label, title
 from minillm_repl.render.generation import percent
 from minillm_repl.render.tables import WIDE, plain_table
 from minillm_repl.tokenizer import Token
@@ -21,6 +21,8 @@ from minillm_repl.views.lens_row import LensRow, draw_top, lens_row
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+_FIT_ROWS = 14  # places on a screen
 
 
 @dataclass(frozen=True)
@@ -34,20 +36,29 @@ class FitView(View):
     steps: int
     rows: tuple[HeldOut, ...]
 
-    def draw(self, _width: int) -> RenderableType:
+    def draw(self, width: int) -> RenderableType:
         """Return a row for each place, with the logit lens and the control beside the lens."""
+        count = len(self.rows)
+        everything = count <= _FIT_ROWS or width >= UNLIMITED_WIDTH
+        chosen = {round(at * (count - 1) / (_FIT_ROWS - 1)) for at in range(_FIT_ROWS)}
+        rows = self.rows if everything else [self.rows[at] for at in sorted(chosen)]
         table = plain_table(
             _("after"), _("KL, nats"), _("logit lens"), _("control"), _("same top"),
             _("logit lens"), _("control"), right=range(1, 7), wrap=(),
         )  # fmt: skip
-        for row in self.rows:
+        for row in rows:
             table.add_row(
                 component_name(row.place),
                 *(f"{kl:.3f}" for kl in (row.kl, row.logit_kl, row.control_kl)),
                 *(f"{same:.0%}" for same in (row.same, row.logit_same, row.control_same)),
             )
         heading = title(lens_name(self.kind), fitted_on(self.source, self.texts, self.tokens))
-        return Group(heading, table, self.verdict(), Text(legend(), FIGURES))
+        told = legend()
+        if not everything:
+            told = (
+                _("{n} of {all} places; :scroll shows all", n=len(rows), all=count) + f" · {told}"
+            )
+        return Group(heading, table, self.verdict(), Text(told, FIGURES))
 
     def verdict(self) -> Text:
         """Return in how many layers the lens is better than the logit lens, and the control worse.

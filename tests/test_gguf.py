@@ -437,6 +437,27 @@ def test_llama_cpp_says_the_same_from_what_is_saved(name, tmp_path):
     assert said == greedy(load(tmp_path / "a.gguf"), ids, len(said))
 
 
+def test_llama_cpp_has_the_logits_of_an_lfm2_that_is_written_here(tmp_path):
+    llama_cpp = pytest.importorskip(
+        "llama_cpp", reason="needs llama.cpp itself: pip install llama-cpp-python"
+    )
+    model = made("lfm2")
+    # Of logits around 1: llama.cpp rounds what it multiplies with such weights to 16 bits too.
+    model.model.embedding_norm.weight.data *= 0.15
+    write(model, tmp_path / "a.gguf")
+    save_gguf(load(tmp_path / "a.gguf"), tmp_path / "b.gguf", "f16")
+    theirs = llama_cpp.Llama(
+        str(tmp_path / "b.gguf"), verbose=False, n_ctx=64, logits_all=True, n_threads=1
+    )
+    theirs.eval(IDS)
+    decoder = make_decoder(load(tmp_path / "b.gguf"))
+    ours = np.array([decoder.decode(token).copy() for token in IDS])
+    found = np.array(theirs._scores)
+    theirs.close()
+    np.testing.assert_allclose(found, ours, atol=1e-2)
+    assert abs(ours).max() > 0.5
+
+
 def greedy(checkpoint, ids, count):
     decoder = make_decoder(checkpoint)
     logits, said = decoder.prefill(ids), []

@@ -6,6 +6,7 @@ from minillm_repl.checkpoint import Checkpoint
 from minillm_repl.tokenizer import CharacterTokenizer
 
 _MIN_DEEP_LAYERS = 6  # layers, from which on a lesson speaks of a deep model
+_MAX_TINY = 1_000_000  # parameters: of a model on which nothing takes long
 _HANGUL = re.compile("[가-힣]")
 
 
@@ -20,6 +21,7 @@ def find_conditions(checkpoint: Checkpoint, text: str, *, has_trained: bool) -> 
         "characters": isinstance(checkpoint.tokenizer, CharacterTokenizer),
         "several_layers": config.n_layers > 1,
         "deep": config.n_layers >= _MIN_DEEP_LAYERS,
+        "tiny": config.n_params < _MAX_TINY,
         "several_heads": config.n_heads > 1,
         "chat": checkpoint.chat_template is not None,
         "practising": has_trained,

@@ -39,6 +39,7 @@ def experiments(values: LessonValues) -> dict[str, Callable[..., Any]]:
         "kl": lambda layer, head=None: _ablate(values, layer, head).kl,
         "ablated": lambda layer: _ablate(values, layer).after[0].token.label,
         "unneeded": lambda nats: _unneeded(values, nats),
+        "clearer": lambda: _clearer(values),
         "stepped": lambda rate: _stepped(values, rate),
     }
 
@@ -140,3 +141,13 @@ def _unneeded(values: LessonValues, nats: float) -> float:
 
     effects = compute_scan(values.subject).effects
     return sum(each.change < nats for each in effects) / len(effects)
+
+
+def _clearer(values: LessonValues) -> float:
+    """Return the share of places where the fitted Jacobian lens is nearer to the model's output
+    than the logit lens and its control are, on text held out. Raises UserError if none was fitted.
+    """
+    from minillm_repl.views.lens_maps import load
+
+    places = load(values.model, "j").held_out
+    return sum(each.kl < min(each.logit_kl, each.control_kl) for each in places) / len(places)

@@ -292,9 +292,10 @@ def test_every_kind_of_change_outlasts_the_program_also_after_save(visit, folder
     first.say(
         f":seed 3\n:max-tokens 4\n날씨가\n:ablate 1.1\n"
         f":knockout 0.1 @-1->@0\n:direction d from {pairs}\n"
-        ":steer d=0.5\n:circuit 날씨가 맑다 -> 날씨가 좋다 edges=30\n:circuit run\n"
+        ":steer d=0.5\n:ablate direction d 2\n"
+        ":circuit 날씨가 맑다 -> 날씨가 좋다 edges=30\n:circuit run\n"
     )
-    assert len(first.state()[2]) == 4
+    assert len(first.state()[2]) == 5
     first.say(f":save {tmp_path / 'm.safetensors'}\n:lens\n")
     first.say("하늘이\n")
     first.quit()
@@ -307,7 +308,7 @@ def test_every_kind_of_change_outlasts_the_program_also_after_save(visit, folder
         with torch.no_grad():
             logits.append(model.language_model(ids, hook=model.hook))
     assert torch.equal(*logits), "to the last bit"
-    assert "4 changes" in again.say(":changes\n")
+    assert "5 changes" in again.say(":changes\n")
     again.quit()
 
 

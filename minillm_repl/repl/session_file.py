@@ -190,6 +190,19 @@ def model_record(model: Model, launch: Mapping[str, str]) -> Record:
     return {"event": "model", **values, "sha256": model.sha256, "launch": dict(launch)}
 
 
+def still_needed(saved: SavedSession, lines: Iterable[str]) -> list[str]:
+    """Return lines without those that found a direction again which is there.
+
+    Found once more, under the interventions that were made since, it would be another one.
+    """
+    found = {tuple(line.split()[:2]): line for _turn, line in saved.lines}  # the last of a name
+    return [
+        line
+        for line in lines
+        if not line.startswith(":direction ") or found.get(tuple(line.split()[:2])) != line
+    ]
+
+
 def intervention_records(saved: SavedSession, lines: Iterable[tuple[int, str]]) -> Iterator[Record]:
     """Yield a line of the file for each line, after a turn, that made interventions."""
     active = list(saved.interventions)

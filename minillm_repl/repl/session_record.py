@@ -19,6 +19,7 @@ from minillm_repl.repl.session_file import (
     intervention_records,
     model_record,
     session_record,
+    still_needed,
     turn_record,
 )
 from minillm_repl.repl.session_folder import SessionFolder, describe_model
@@ -102,12 +103,11 @@ class Recorder:
         if model.interventions == self._interventions or self.is_private(line):
             return
         added = [each for each in model.interventions if each not in self._interventions]
-        lines = [own for each in added for own in each.lines] or [line]
+        lines = still_needed(self.saved, [own for each in added for own in each.lines]) or [line]
         self._interventions = model.interventions
-        active = tuple(change.description for change in model.interventions)
-        self.saved.interventions = active
+        self.saved.interventions = tuple(change.description for change in model.interventions)
         new = tuple((self.head, each) for each in lines)
-        self.saved.lines = (*self.saved.lines, *new) if active else ()
+        self.saved.lines = (*self.saved.lines, *new) if model.interventions else ()
         yield from intervention_records(self.saved, new)
 
     def _turn_changes(self, tokenizer: "Tokenizer", line: str) -> Iterator[Record]:

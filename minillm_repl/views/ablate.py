@@ -229,7 +229,10 @@ def _ablate_direction(shell: "Shell", asked: Arguments) -> None:
         placebo = (direction_hook(each, places) for each in random_directions(inspected))
         view = effect.compute(inspected, describe(), hook, placebo)
     show(shell, view, asked.output, model)
-    shell.session.workspace.add_intervention(Intervention("ablate", describe, hook, place))
+    # The line that found the direction changes nothing: a session needs it to make this again.
+    lines = found.line, f":ablate direction {asked.asked}"
+    change = Intervention("ablate", describe, hook, place, lines=lines)
+    shell.session.workspace.add_intervention(change)
     shell.screen.note(_("`:ablate off` undoes it"))
 
 

@@ -153,7 +153,8 @@ DATA = {
     "views": {
         ":adapter off",
         ":circuit run",
-        ":direction load □",  # commands that undo or do it again
+        ":direction load □",
+        ":ablate direction □",  # commands that undo or do it again
         "PATH|NAME|base [on FILE|TEXT]",  # a usage, whose words are translated
         "AUC",  # a name
         "Generation(□, □ tokens, reason=□)",  # what Python shows

@@ -56,7 +56,7 @@ def test_surprisal_is_the_cross_entropy_of_transformers(both):
     assert worst.position == 1 + int(nats.argmax())
     before = theirs.logits[0, worst.position - 1]
     assert worst.rank == 1 + int((before > before[worst.token.id]).sum())
-    assert [each.token.id for each in worst.expected] == before.topk(3).indices.tolist()
+    assert [each.token.id for each in worst.expected] == before.topk(5).indices.tolist()
 
 
 def test_of_what_was_just_written_only_that_is_measured(both):

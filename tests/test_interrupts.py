@@ -114,6 +114,30 @@ def test_ctrl_c_however_often_keeps_what_was_learnt_and_never_leaves_it(visit, p
     assert re.search(r"[1-9][\d,]* steps, [\d,]+ tokens", terminal.do(":model"))
 
 
+@pytest.mark.parametrize(
+    ("line", "moving", "said"),
+    [
+        (
+            ":circuit 날씨가 맑다 -> 날씨가 좋다 ig=100",
+            "looking for the circuit  ",
+            "stopped while",
+        ),
+        (":heads", "measuring the heads  ", "stopped while: measuring the heads"),
+    ],
+)
+def test_ctrl_c_in_a_scan_comes_back_and_says_how_far_it_was(visit, line, moving, said):
+    terminal = visit(ckpt="nalssi")
+    terminal.wait_for_prompt()
+    terminal.do(":load hangul", timeout=60)
+    before = terminal.prompts
+    terminal.send(line)
+    terminal.wait_for(re.compile(moving + r"  [1-9]"), timeout=60)
+    terminal.interrupt()
+    terminal.wait_for_prompt(before)
+    assert said in terminal.text
+    assert "맑" in terminal.do(":tokens 맑")  # it goes on
+
+
 @pytest.mark.slow
 def test_a_second_ctrl_c_ends_training_from_the_shell_with_what_was_learnt_in_its_file(tmp_path):
     command = [

@@ -16,6 +16,7 @@ from rich.style import Style
 from rich.text import Text
 
 from minillm_repl.environment import Environment
+from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.safetext import safe
 
@@ -177,11 +178,21 @@ class Screen:
         if not self.animated:
             yield lambda _share: None
             return
+        shown = [text]
+
+        def update(now: str) -> None:
+            shown[:] = [now]
+            status.update(Text(now, FIGURES))
+
         self.end_working()  # a terminal has one such line
         with self.notes_console.status(Text(text, FIGURES), spinner="dots") as status:
             self.working.append(_Working(status, is_pass=False))
             try:
-                yield lambda text: status.update(Text(text, FIGURES))
+                yield update
+            except UserError as error:
+                if str(error) != _("stopped"):
+                    raise
+                raise UserError(_("stopped while: {what}", what=shown[0])) from None
             finally:
                 self.working.clear()
 

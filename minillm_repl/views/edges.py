@@ -14,7 +14,7 @@ from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.model.config import AnyConfig
 from minillm_repl.model.hooks import Hook, compose
-from minillm_repl.views.inspected_text import InspectedText, check_finite
+from minillm_repl.views.inspected_text import InspectedText, check_finite, look_back
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -244,7 +244,7 @@ def scores(
         def read(which: slice, stream: "Tensor", probes: "list[Tensor]" = probes) -> "Tensor":
             count = len(range(*which.indices(len(graph.readers))))
             probes.append(stream.new_zeros(count, *stream.shape[1:]).requires_grad_())
-            return stream + probes[-1]
+            return look_back(a, stream + probes[-1])
 
         hook = compose(a.hook, between, split_hook(graph, read, lambda _name, _tensor: None))
         with torch.enable_grad():

@@ -24,7 +24,7 @@ from minillm_repl.repl.registry import command
 from minillm_repl.tokenizer import Token
 from minillm_repl.tokenizer.truncation import Truncation
 from minillm_repl.views.base import TOKENS, Row, View, inspect_tokens, show
-from minillm_repl.views.inspected_text import InspectedText, check_finite, topk_ids
+from minillm_repl.views.inspected_text import InspectedText, check_finite, look_back, topk_ids
 from minillm_repl.views.partial_pass import (
     before_layer,
     can_begin_inside,
@@ -134,7 +134,7 @@ def _at_once(
 
     def hook(name: str, tensor: "Tensor") -> "Tensor":
         if name != "embedding":
-            return tensor
+            return look_back(inspected, tensor)
         entered.append(tensor.detach().requires_grad_())
         return entered[0]
 

@@ -5,7 +5,7 @@ Nothing here imports torch until a pass is made: a view is declared before torch
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, wraps
+from functools import cached_property, partial, wraps
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from minillm_repl.errors import UserError
@@ -210,6 +210,13 @@ def check_finite(logits: "Tensor") -> "Tensor":
             _("the logits are not finite: a weight is not finite, or a result overflows float32")
         )
     return logits
+
+
+def look_back(inspected: InspectedText, tensor: "Tensor") -> "Tensor":
+    """Return a tensor at which Ctrl-C ends a backward pass, as hooks let it end a pass."""
+    if tensor.requires_grad:
+        tensor.register_hook(partial(inspected.hook, "gradient"))  # type: ignore[no-untyped-call]
+    return tensor
 
 
 def differs(actual: "Tensor", expected: "Tensor") -> bool:

@@ -1,5 +1,6 @@
 """`:patch`: where the answer of one prompt can be carried to another (Meng et al., 2022)."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -44,6 +45,7 @@ def compute(
     *,
     by: str = "runs",
     position: int | None = None,
+    interrupted: Callable[[], bool] = bool,
 ) -> PatchView:
     """Return how much of A's answer each activation of A restores in the pass over B.
 
@@ -51,8 +53,8 @@ def compute(
     all positions or at `position`. The measure is a logit difference, A's answer − B's answer: 0 is
     as after B, 1 as after A. The answers are the top tokens; if these are the same, the two tokens
     that differ most. With `by` = `gradient`, the effects are estimates to first order, of which the
-    largest are checked. Raises UserError if the prompts do not pair token by token, if one exceeds
-    the context, or if the answers barely differ.
+    largest are checked. After Ctrl-C, the rows that are done are returned. Raises UserError if the
+    prompts do not pair token by token, if one exceeds the context, or if the answers barely differ.
     """
     check_pair(a, b)
     part = PARTS[what]
@@ -73,7 +75,14 @@ def compute(
             def advance(share: float) -> None:
                 progress((len(effects) + share) / len(cache))
 
-            logits = patched_logits(b, name, activation, part, position=position, progress=advance)
+            try:
+                logits = patched_logits(
+                    b, name, activation, part, position=position, progress=advance
+                )
+            except UserError:
+                if not (effects and interrupted()):
+                    raise
+                break
             effects[name] = tuple(found.fractions(logits))
     answer_a, answer_b = (Token.from_id(a.tokenizer, answer) for answer in found.answers)
     return PatchView(
@@ -87,8 +96,8 @@ def compute(
         likeliest=found.likeliest,
         clean=found.clean,
         corrupt=found.corrupt,
-        places=tuple(places.values()),
-        effects=tuple(effects[name] for name in places),
+        places=tuple(places[name] for name in effects),
+        effects=tuple(effects.values()),
         checked=checked,
     )
 
@@ -189,9 +198,14 @@ def patch(shell: "Shell", asked: Arguments) -> None:
             path = path_patching.compute(a, b, sender, receiver or "logits", progress)
             view = replace(path, model=model)
         else:
-            found = compute(a, b, asked.what, progress, by=asked.by, position=position)
-            view = replace(found, model=model)
+            view = compute(
+                a, b, asked.what, progress, by=asked.by, position=position,
+                interrupted=shell.interrupted,
+            )  # fmt: skip
+            view = replace(view, model=model)
     show(shell, view, asked.output)
+    if shell.interrupted():
+        shell.screen.note(_("stopped early: the rows above are those that were done"))
 
 
 def _position(a: InspectedText, b: InspectedText, place: Place) -> int | None:

@@ -8,7 +8,13 @@ from minillm_repl.errors import UserError
 from minillm_repl.language import _
 from minillm_repl.model.hooks import PatternHook, compose
 from minillm_repl.tokenizer import Token
-from minillm_repl.views.inspected_text import InspectedText, check_finite, no_grad, topk_ids
+from minillm_repl.views.inspected_text import (
+    InspectedText,
+    check_finite,
+    look_back,
+    no_grad,
+    topk_ids,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -207,7 +213,7 @@ def gradients(
             return tensor
         # Zeros change no number; their gradient is that of the activation.
         probes[name] = torch.zeros_like(tensor, requires_grad=True)
-        return tensor + probes[name]
+        return look_back(inspected, tensor + probes[name])
 
     hook = compose(inspected.hook, PatternHook(probe, lambda name: name.endswith(names)))
     with torch.enable_grad():

@@ -119,14 +119,15 @@ def test_ctrl_c_however_often_keeps_what_was_learnt_and_never_leaves_it(visit, p
     [
         (
             ":circuit 날씨가 맑다 -> 날씨가 좋다 ig=100",
-            "looking for the circuit  ",
+            "looking for the circuit",
             "stopped while",
         ),
-        (":heads", "measuring the heads  ", "stopped while: measuring the heads"),
+        (":heads", "measuring the heads", "stopped while: measuring the heads"),
     ],
 )
 def test_ctrl_c_in_a_scan_comes_back_and_says_how_far_it_was(visit, line, moving, said):
-    terminal = visit(ckpt="nalssi")
+    # Two threads wait for each other for seconds where other programs work.
+    terminal = visit(ckpt="nalssi", variables={"OMP_NUM_THREADS": "1"})
     terminal.wait_for_prompt()
     terminal.do(":load hangul", timeout=60)
     before = terminal.prompts

@@ -4,12 +4,20 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from rich.cells import cell_len
 from rich.console import Group, RenderableType
 from rich.text import Text
 
 from minillm_repl.language import N_, _
 from minillm_repl.render.console import FIGURES, NEGATIVE, POSITIVE, TITLE
-from minillm_repl.render.drawing import component_name, nats, signed_bar, signed_shade, title
+from minillm_repl.render.drawing import (
+    component_name,
+    fit_to_width,
+    nats,
+    signed_bar,
+    signed_shade,
+    title,
+)
 from minillm_repl.tokenizer import Token
 from minillm_repl.tokenizer.truncation import Truncation
 from minillm_repl.views.base import View
@@ -75,11 +83,11 @@ class ScanView(View, Truncation):
         strongest.sort(key=lambda each: -each.change)
         max_abs = max(abs(each.change) for each in strongest)
         names = [_name(each) for each in strongest]
-        name_width = max(5, *map(len, names))
+        name_width = max(5, *map(cell_len, names))
         bars = max(16, min(60, width - 15 - name_width))
         lines = Text(no_wrap=True)
         for each, name in zip(strongest, names, strict=True):
-            lines.append(f"{name:<{name_width}} ", TITLE)
+            lines.append(fit_to_width(name, name_width) + " ", TITLE)
             lines.append_text(signed_bar(each.change, max_abs, bars))
             shown = nats(each.change) if self.by == "kl" else f"{each.change:+.4f}"
             lines.append(f" {shown}\n")
@@ -140,11 +148,11 @@ class ScanView(View, Truncation):
             most = _largest(others)
             kinds = [kind for kind in KINDS["all"] if any(each.kind == kind for each in others)]
             names = {kind: component_name(f"0 {_COMPONENT[kind]}")[3:] for kind in kinds}
-            size = max(map(len, names.values()))
+            size = max(map(cell_len, names.values()))
             lines.append(f"{'':{size}}  " + _("layer 0 →") + "\n", FIGURES)
             for kind, name in names.items():
                 found = (each for each in others if each.kind == kind)
-                _shaded(lines, f"{name:<{size}}  ", sorted(found, key=_by_place), most)
+                _shaded(lines, fit_to_width(name, size) + "  ", sorted(found, key=_by_place), most)
             scales.append(f"{most:.4f}")
         legend = _("darker: closer to {most}", most=" · ".join(scales))
         if len(scales) > 1:

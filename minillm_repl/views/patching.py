@@ -23,7 +23,7 @@ Progress = Callable[[float], None]
 """Is called with the share that is done, 0 to 1."""
 
 _MAX_ACTIVATION = 2**22  # numbers of one activation in a pass
-_MAX_WORK = 2**35  # products of a weight and an input in a pass: a second, so that progress is seen
+_MAX_WORK = 2**33  # products of a weight and an input in a pass: well below a second of work
 _MIN_DIFFERENCE = 1e-3  # logits between A and B: float32 rounds to some 1e-5
 
 

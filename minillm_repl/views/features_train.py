@@ -27,7 +27,13 @@ _EXAMPLES, _BEFORE, _AFTER = 4, 11, 4  # texts of a feature, and the tokens arou
 _CHUNK = 2048  # tokens that are encoded at once
 
 
-def collect(text: InspectedText, windows: Windows, name: str, interrupted: Interrupted) -> "Tensor":
+def collect(
+    text: InspectedText,
+    windows: Windows,
+    name: str,
+    interrupted: Interrupted,
+    progress: Callable[[float], None] = lambda _share: None,
+) -> "Tensor":
     """Return an activation at each token but the first of each window: (tokens, d_model).
 
     `name` is that of its hook. Raises UserError after Ctrl-C.
@@ -37,7 +43,8 @@ def collect(text: InspectedText, windows: Windows, name: str, interrupted: Inter
     import torch
 
     rows: list[Tensor] = []
-    for window in windows:
+    for number, window in enumerate(windows):
+        progress(number / len(windows))
         if interrupted():
             raise UserError(_("stopped"))
         found = replace(text, ids=window).run_with_cache(name, last_only=True)[1][name]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,7 @@ from minillm_repl.views.features_train import (
 )
 from minillm_repl.views.inspected_text import InspectedText, check_layer
 from minillm_repl.views.lens_maps import digest
+from minillm_repl.views.prompts import with_time_left
 from minillm_repl.views.steering import steering_hook
 from minillm_repl.views.windows import text_windows
 
@@ -58,13 +60,9 @@ class TrainedView(View):
         """Return the figures."""
         heading = title(
             features_title(self.layer, self.kind),
-            _(
-                "{n:,} features, k={k}, {steps:,} steps",
-                n=self.features,
-                k=self.k,
-                steps=self.steps,
-            ),
-        )
+            _("{n:,} features, k={k}, {steps:,} steps",
+              n=self.features, k=self.k, steps=self.steps),
+        )  # fmt: skip
         return Group(heading, about(self.figures, self.features))
 
 
@@ -73,7 +71,7 @@ def about(figures: Figures | None, features: int) -> Text:
     if figures is None:
         return Text(_("not measured on a text yet: `:features open FOLDER text=FILE`"), FIGURES)
     told = _(
-        "on held-out text: loss {loss:.3f}, with the features {with_:.3f}, without the stream "
+        "on held-out text: loss {loss:.3f}, with the features {with_:.3f}, with 0 in their place "
         "{without:.3f} nats: {recovered:.1%} recovered · {explained:.1%} of the variance · "
         "{l0:.1f} active at a token · {dead:,} of {all:,} never active",
         loss=figures.loss, with_=figures.loss_with, without=figures.loss_without,
@@ -152,9 +150,9 @@ def train(shell: "Shell", asked: Arguments, *, is_more: bool) -> TrainedView:
         learnt, held = _windows(model, asked.text)
         is_mlp = start.is_transcoder if start else asked.kind == "transcoder"
         names = ("mlp.in", "mlp.out") if is_mlp else ("residual",)
-        streams, *targets = (
-            collect(plain, learnt, f"blocks.{layer}.{name}", shell.interrupted) for name in names
-        )
+        told = with_time_left(update, _("reading the text"))
+        read = partial(collect, plain, learnt, interrupted=shell.interrupted, progress=told)
+        streams, *targets = (read(f"blocks.{layer}.{name}") for name in names)
         size = start.size if start else asked.width * model.checkpoint.config.d_model
         k = start.k if start else asked.k
         trainer = Trainer(streams, layer, k, size, start, targets=targets[0] if targets else None)

@@ -127,7 +127,7 @@ from minillm_repl.model.config import LlamaConfig
 from minillm_repl.repl.model_loading import LoadedModel, ModelLoader
 from minillm_repl.repl.settings import Settings
 from minillm_repl.tokenizer import CharacterTokenizer
-from minillm_repl.views.headless import make_shell
+from minillm_repl.views.headless import make_shell, run_view
 torch.set_num_threads(1)
 characters = [chr(0xAC00 + each) for each in range(500)]
 config = LlamaConfig(vocab_size=500, context_length=8192, d_model=128, n_layers=6, n_heads=8,

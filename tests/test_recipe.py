@@ -253,7 +253,7 @@ def test_a_recipe_of_ones_own_lies_beside_its_texts(program, tmp_path):
         ("x = 1", r"needs \[\[source\]\]"),
         ("[[source]]\nname = 3\nfile = 'a'", "name is 3"),
         ("[[source]]\nname = 'a'\nfile = 'a'\nseparator = '('", "is no recipe"),
-        ("[[source]]\nname = 'a'", "a file or a grammar"),
+        ("[[source]]\nname = 'a'", "a file, a grammar or talks"),
         ("[[source]]\nname = 'a'\nfile = 'a'\nodd = 1", "odd"),
         ("chat = 3\n[[source]]\nname = 'a'\nfile = 'a'", "needs a source"),
         ("[plan]\nodd = 1\n[[source]]\nname = 'a'\nfile = 'a'", "odd"),

@@ -1,4 +1,4 @@
-"""The talks that the Korean model learns from, and what is made of them."""
+"""The talks that the models that chat learn from, and what is made of them."""
 
 import random
 import re
@@ -9,36 +9,51 @@ import pytest
 from minillm_repl.errors import UserError
 from minillm_repl.language import PARTICLES
 from minillm_repl.repl import care
-from minillm_repl.training.talk import Deck, Expander, fitting, parse_talks, read_slots, read_talks
+from minillm_repl.training.talk import (
+    TALK_FOLDERS,
+    Deck,
+    Expander,
+    list_of,
+    parse_talks,
+    read_slots,
+    read_talks,
+)
+from minillm_repl.training.talk_dialects import DIALECTS, fitting
 
 TALKS, SLOTS = read_talks(), read_slots()
+ENGLISH = read_talks(TALK_FOLDERS["en"]), read_slots(TALK_FOLDERS["en"])
+BOTH = pytest.mark.parametrize(
+    ("language", "talks", "slots"), [("ko", TALKS, SLOTS), ("en", *ENGLISH)], ids=["ko", "en"]
+)
 SLOT = re.compile(r"\{([^{}]+)\}")
-COUNTS = re.compile(r"([a-d]([+*-][a-d1])?|max|min)(:고유어)?")
+COUNTS = re.compile(r"([a-d]([+*-][a-d1])?|max|min)(:고유어|:word)?")
 ENDINGS = {*PARTICLES, "이라고/라고", "이요/요", "이라도/라도", "이네/네", "이지/지", "이고/고"}
 
 
-def wordings(side):
+def wordings(side, talks=TALKS):
     """(place, wording) of all that users (0) or the model (1) say."""
-    for talk in TALKS:
+    for talk in talks:
         for turn in talk.turns[side::2]:
             for wording in turn:
                 yield talk.place, wording
 
 
-def expanded(text, seed=0, rounds=1):
-    return Expander(list(parse_talks(text, "t")), SLOTS, seed).conversations(rounds)
+def expanded(text, seed=0, rounds=1, language="ko"):
+    slots = SLOTS if language == "ko" else ENGLISH[1]
+    return Expander(list(parse_talks(text, "t")), slots, seed, language).conversations(rounds)
 
 
-def test_every_slot_has_a_list_and_no_list_a_value_twice():
-    known = {*SLOTS, "성이름"}
+@BOTH
+def test_every_slot_has_a_list_and_no_list_a_value_twice(language, talks, slots):
+    known = {*slots, "성이름"}
     assert not [
         (place, name)
         for side in (0, 1)
-        for place, wording in wordings(side)
+        for place, wording in wordings(side, talks)
         for name in SLOT.findall(wording)
-        if name.rstrip("23") not in known and not COUNTS.fullmatch(name)
+        if list_of(name) not in known and not COUNTS.fullmatch(name)
     ]
-    assert not {name for name, values in SLOTS.items() if len(set(values)) < len(values)}
+    assert not {name for name, values in slots.items() if len(set(values)) < len(values)}
 
 
 def test_what_follows_a_slot_fits_all_of_its_values():
@@ -72,23 +87,55 @@ def test_answers_are_polite_and_short():
     assert len(rude) < len(answers) / 50, rude  # `과자!`
 
 
-def test_no_talk_is_about_a_crisis():
-    """The program answers these, so the model learns no answer.
-
-    The slots have no meaning here: which values look like a crisis is not for the talks to say.
-    """
-    made = Expander(TALKS, {name: ["구름", "언덕", "호수"] for name in SLOTS}, 0).conversations(1)
-    said = {turn.content for turns in made for turn in turns[::2]}
+@BOTH
+def test_no_talk_is_about_a_crisis(language, talks, slots):
+    """The program answers these, so the model learns no answer. Each slot has its first value."""
+    dialect = DIALECTS[language]
+    said = {
+        dialect.slot.sub(
+            lambda slot: dialect.fit(slot, slots.get(list_of(slot["name"]), ["7"])[0]), wording
+        )
+        for _place, wording in wordings(0, talks)
+    }
     assert not [each for each in said if care.find_topic(each) is not None]
 
 
-def test_the_same_seed_gives_the_same_conversations_and_none_twice():
-    first, second, other = (Expander(TALKS, SLOTS, seed).conversations(1) for seed in (0, 0, 1))
+@BOTH
+def test_the_same_seed_gives_the_same_conversations_and_none_twice(language, talks, slots):
+    some = talks[::9]
+    first, second, other = (
+        Expander(some, slots, seed, language).conversations(1) for seed in (0, 0, 1)
+    )
     assert first == second != other
     assert len({tuple(each) for each in first}) == len(first)
     assert all(turns[0].role == "user" and turns[-1].role == "assistant" for turns in first)
     # What is left of a slot or of a pair of endings would be seen.
-    assert not [turn for turns in first for turn in turns if re.search("[{}/|]", turn.content)]
+    assert not [turn for turns in first for turn in turns if re.search("[{}|]|./.", turn.content)]
+
+
+def test_english_answers_are_short_and_in_ascii():
+    answers = list(wordings(1, ENGLISH[0]))
+    assert not [each for each in answers if len(each[1]) > 130]
+    assert not [
+        each for side in (0, 1) for each in wordings(side, ENGLISH[0]) if not each[1].isascii()
+    ]
+    # An article that does not fit every value of a list is left to `a {slot}`.
+    assert not [
+        each
+        for side in (0, 1)
+        for each in wordings(side, ENGLISH[0])
+        if re.search(r"\b[Aa]n \{", each[1])
+    ]
+
+
+def test_english_values_have_their_articles_and_capitals():
+    text = "> I saw a {wild} | A {wild} came\n< {Wild}! An {wild}? {wild2}.\n"
+    said = [turn.content for turns in expanded(text, rounds=60, language="en") for turn in turns]
+    assert any(re.fullmatch("(?i)(i saw an owl|an owl came).?", each) for each in said)
+    assert not [
+        each for each in said if re.search(r"(?i)\ba [aeio]|an [^aeio]", each.replace("An ", ""))
+    ]
+    assert {each[0].isupper() for each in said[1::2]} == {True}
 
 
 def test_a_value_is_carried_through_the_conversation():

@@ -3,10 +3,9 @@
 import argparse
 import json
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
-from minillm_repl.training.talk import Expander, Talk, read_slots, read_talks
+from minillm_repl.training.talk import TALK_FOLDERS, Talk, as_record, read_conversations, read_talks
 
 
 def main() -> None:
@@ -15,15 +14,12 @@ def main() -> None:
     parser.add_argument("out", type=Path, nargs="?", help="without it, only the counts are printed")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rounds", type=int, default=4, help="how often each talk is begun")
+    parser.add_argument("--language", choices=TALK_FOLDERS, default="ko")
     asked = parser.parse_args()
-    talks = read_talks()
-    print(counts(talks), file=sys.stderr)
+    print(counts(read_talks(TALK_FOLDERS[asked.language])), file=sys.stderr)
     if asked.out:
-        conversations = Expander(talks, read_slots(), asked.seed).conversations(asked.rounds)
-        lines = (
-            json.dumps({"messages": [asdict(each) for each in turns]}, ensure_ascii=False) + "\n"
-            for turns in conversations
-        )
+        conversations = read_conversations(asked.language, asked.seed, asked.rounds)
+        lines = (json.dumps(as_record(turns), ensure_ascii=False) + "\n" for turns in conversations)
         asked.out.write_text("".join(lines), encoding="utf-8")
         print(f"{len(conversations):,} conversations in {asked.out}", file=sys.stderr)
 

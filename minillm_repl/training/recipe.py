@@ -11,7 +11,7 @@ import random
 import re
 import tomllib
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from minillm_repl.storage.encoding import DetectedEncoding, read_text
 from minillm_repl.storage.files import read_utf8
 from minillm_repl.storage.paths import exists, user_path
 from minillm_repl.training.plan import TrainPlan
+from minillm_repl.training.talk import TALK_FOLDERS, Document, as_record, read_conversations
 
 RECIPES_FOLDER = Path(__file__).with_name("recipes")
 _MAX_RECIPE = 1 << 20  # bytes
@@ -38,11 +39,12 @@ _ATTEMPTS = 20  # to draw a text that has not been there before
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A text of a recipe: a file in the folder of data, or a grammar in the folder of recipes."""
+    """A text of a recipe: a file in the folder of data; or a grammar or talks of the recipes."""
 
     name: str
     file: str = ""
     grammar: str = ""
+    talks: str = ""  # the language of talks (training/talk.py); `count` is how often each is begun
     separator: str = r"\n"  # of a file: what stands between two documents, as an expression
     drops_lines: bool = False  # whether what is unwanted costs a line, not the document
     joins_lines: bool = False  # whether lines that follow one another are one paragraph
@@ -88,15 +90,13 @@ class Recipe:
                     folder=safe_line(str(data)),
                 )
             )
-        train, val = list[str](), list[tuple[str, str]]()
+        train, val = list[Document](), list[tuple[str, Document]]()
         for source in self.sources:
             documents = self._documents(source, data, tell)
-            blocks = [
-                place // source.block % _VAL_EVERY == _VAL_EVERY // 2
-                for place in range(len(documents))
-            ]
             train_texts = [
-                text for text, held_out in zip(documents, blocks, strict=True) if not held_out
+                document
+                for place, document in enumerate(documents)
+                if place // source.block % _VAL_EVERY != _VAL_EVERY // 2
             ]
             val_only = set(documents).difference(train_texts)
             val += [(source.name, text) for text in documents if text in val_only]
@@ -104,11 +104,17 @@ class Recipe:
         random.Random(self.plan.seed).shuffle(train)  # noqa: S311 - nothing secret
         folder.mkdir(parents=True, exist_ok=True)
         paths = folder / "train.jsonl", folder / "held-out.jsonl"
-        write_atomically(paths[0], _to_jsonl({"text": text} for text in train))
-        write_atomically(paths[1], _to_jsonl({"source": name, "text": text} for name, text in val))
+        write_atomically(paths[0], _to_jsonl(map(as_record, train)))
+        write_atomically(
+            paths[1], _to_jsonl({"source": name, **as_record(document)} for name, document in val)
+        )
         return paths
 
-    def _documents(self, source: Source, data: Path, tell: Callable[[str], object]) -> list[str]:
+    def _documents(
+        self, source: Source, data: Path, tell: Callable[[str], object]
+    ) -> Sequence[Document]:
+        if source.talks:
+            return read_conversations(source.talks, self.plan.seed, source.count)
         if source.grammar:
             grammar = Grammar(read_text(self.folder / source.grammar))
             return list(grammar.texts(source.rule, source.count, self.plan.seed))
@@ -190,8 +196,11 @@ def _parse_source(fields: Any) -> Source:
             raise TypeError(
                 _("{field} is {value:.40}", field=field.name, value=safe_line(repr(value)))
             )
-    if bool(source.file) == bool(source.grammar) or min(source.block, source.copies) < 1:
-        raise TypeError(_("a source needs a file or a grammar, and block and copies from 1"))
+    kinds = sum(map(bool, (source.file, source.grammar, source.talks)))
+    if kinds != 1 or min(source.block, source.copies) < 1:
+        raise TypeError(_("a source needs a file, a grammar or talks, and block and copies from 1"))
+    if source.talks and source.talks not in TALK_FOLDERS:
+        raise TypeError(_("talks are in {languages}", languages=", ".join(TALK_FOLDERS)))
     re.compile(source.separator)
     re.compile(source.match)
     return source
@@ -213,7 +222,7 @@ def recipes() -> list[str]:
     return sorted(path.stem for path in RECIPES_FOLDER.glob("*.toml"))
 
 
-def _to_jsonl(records: Iterable[dict[str, str]]) -> bytes:
+def _to_jsonl(records: Iterable[dict[str, Any]]) -> bytes:
     return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode()
 
 

@@ -1,41 +1,35 @@
 """Talks: conversations written by hand, multiplied by what stands for their slots.
 
-`recipes/talk/` has a file for each topic and `slots.txt`; its README.md says how they are written.
-The same seed gives the same conversations.
+`recipes/talk/` and, in English, `recipes/talk_en/` have a file for each topic and `slots.txt`;
+their README.md says how they are written. The same seed gives the same conversations.
 """
 
 import random
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from minillm_repl.chat import Message
 from minillm_repl.errors import UserError
-from minillm_repl.language import PARTICLES, _, choose_particle
+from minillm_repl.language import _
+from minillm_repl.training.talk_dialects import DIALECTS
 
-TALK_FOLDER = Path(__file__).with_name("recipes") / "talk"
+TALK_FOLDERS = {
+    language: Path(__file__).with_name("recipes") / name
+    for language, name in (("ko", "talk"), ("en", "talk_en"))
+}
 SLOTS_FILE = "slots.txt"
 _PAUSE = "…"  # here some single exchanges of other talks come between
 _LONGEST_PAUSE = 3
-# The files that these come from: what fits anywhere.
-_SMALL_TALK = re.compile(
-    r"(clothes|exams|feelings|games|health|hobbies|home|meals|pets|plans|school|sports|things"
-    r"|travel|weather)\d*\.txt:"
-)
-# A slot, and the two endings of which one fits: a pair of particles, or such as `이라고/라고`.
-_SLOT = re.compile(
-    r"\{([^{}]+)\}(?:(은|이|을|과|으로|이에요)/(는|가|를|와|로|예요)|(이[가-힣]+)/([가-힣]+))?"
-)
-_COUNTS = re.compile(r"([a-d]([+*-][a-d1])?|max|min)(:고유어)?")  # a slot that is a number
-_IN_WORDS = ":고유어"  # 하나, 둘, 셋
-_TO_TEN = ("", "하나", "둘", "셋", "넷", "다섯", "여섯", "일곱", "여덟", "아홉", "열")
-_NATIVE = ("영", *_TO_TEN[1:], *(f"열{each}" for each in _TO_TEN[1:10]), "스물")
+_SLOT = re.compile(r"\{([^{}]+)\}")
+_COUNTS = re.compile(r"([a-d]([+*-][a-d1])?|max|min)")  # a slot that is a number
 _LARGEST = 20  # of the numbers that are counted with
-_MARKS = ("!", "~", "..", "^^")
-_MADE_NAMES = 0.5  # share of the given names that are put together from syllables
-# Of what users type, these shares lack the last sign, have another, or have no spaces (_type).
-_BARE, _MARKED, _UNSPACED = 0.3, 0.1, 0.06
+_MADE_NAMES = 0.5  # share of the given names that are put together from their parts
+
+
+Document = str | tuple[Message, ...]  # a text or a conversation
 
 
 @dataclass(frozen=True)
@@ -50,7 +44,7 @@ class Talk:
     def slots(self) -> frozenset[str]:
         """The lists that it takes values of."""
         said = " ".join(wording for turn in self.turns for wording in turn)
-        return frozenset(name.rstrip("23") for name, *_endings in _SLOT.findall(said))
+        return frozenset(map(list_of, _SLOT.findall(said)))
 
 
 @dataclass(frozen=True)
@@ -83,7 +77,7 @@ class Deck:
         return self._left.pop(place)
 
 
-def read_talks(folder: Path = TALK_FOLDER) -> list[Talk]:
+def read_talks(folder: Path = TALK_FOLDERS["ko"]) -> list[Talk]:
     """Return the conversations of a folder. Raises UserError for a file that is written wrong."""
     return [
         talk
@@ -152,18 +146,34 @@ def _ways(exchanges: list[_Exchange], name: str) -> Iterator[Talk]:
         )
 
 
-def read_slots(folder: Path = TALK_FOLDER) -> dict[str, list[str]]:
+def read_slots(folder: Path = TALK_FOLDERS["ko"]) -> dict[str, list[str]]:
     """Return the values of each slot."""
     lines = (folder / SLOTS_FILE).read_text(encoding="utf-8").splitlines()
     parts = [line.partition(" = ") for line in lines if line.strip() and not line.startswith("#")]
     return {name: [each.strip() for each in values.split(" | ")] for name, _is, values in parts}
 
 
+def as_record(document: Document) -> dict[str, Any]:
+    """Return what a line of a JSON corpus holds of a document."""
+    if isinstance(document, str):
+        return {"text": document}
+    return {"messages": [asdict(turn) for turn in document]}
+
+
+def read_conversations(language: str, seed: int, rounds: int) -> list[tuple[Message, ...]]:
+    """Return what a language's talks make: different conversations in a random order."""
+    folder = TALK_FOLDERS[language]
+    expander = Expander(read_talks(folder), read_slots(folder), seed, language)
+    return list(map(tuple, expander.conversations(rounds)))
+
+
 class Expander:
     """Makes conversations of talks: picks wordings, and fills slots, each value as often."""
 
-    def __init__(self, talks: list[Talk], slots: dict[str, list[str]], seed: int) -> None:
-        self._talks = talks
+    def __init__(
+        self, talks: list[Talk], slots: dict[str, list[str]], seed: int, language: str = "ko"
+    ) -> None:
+        self._talks, self._dialect = talks, DIALECTS[language]
         self._rng = random.Random(seed)  # noqa: S311 - nothing secret
         self._decks = {name: Deck(values, self._rng) for name, values in slots.items()}
         self._wordings = {
@@ -174,7 +184,7 @@ class Expander:
         self._small_talk = [
             (talk, talk.slots)
             for talk in talks
-            if len(talk.turns) == 2 and _SMALL_TALK.match(talk.place)
+            if len(talk.turns) == 2 and self._dialect.small_talk.match(talk.place)
         ]
 
     def conversations(self, rounds: int) -> list[list[Message]]:
@@ -196,11 +206,11 @@ class Expander:
         for index, wording in enumerate(wordings):
             if index in talk.pauses:
                 yield from self._pause(talk.slots)
-            text = _SLOT.sub(lambda slot: self._fill(slot, values), wording)
+            text = self._dialect.slot.sub(lambda slot: self._fill(slot, values), wording)
             if index % 2:
                 yield Message("assistant", text)
             else:
-                yield Message("user", _type(text, self._rng))
+                yield Message("user", self._dialect.type(text, self._rng))
 
     def _pause(self, used: frozenset[str]) -> Iterator[Message]:
         """Yield some exchanges that have nothing to do with the values of a talk."""
@@ -210,36 +220,49 @@ class Expander:
             yield from self._expand(talk)
 
     def _fill(self, slot: re.Match[str], values: dict[str, str]) -> str:
-        name, *endings = slot.groups()
+        name = key_of(slot["name"])
         if name not in values:
-            values[name] = self._draw(name.rstrip("23"), values)
-        pair = [each for each in endings if each]
-        return values[name] + (fitting(values[name], *pair) if pair else "")
+            values[name] = self._draw(list_of(name), values)
+        return self._dialect.fit(slot, values[name])
 
     def _draw(self, name: str, values: dict[str, str]) -> str:
         if name == "성이름":
             return self._decks["성"].deal() + self._draw("이름", values)
-        if name == "이름" and self._rng.random() < _MADE_NAMES:
-            return self._decks["첫음"].deal() + self._decks["끝음"].deal()
-        others = [value for slot, value in values.items() if slot.rstrip("23") == name]
+        names, *parts = self._dialect.names
+        if name == names and self._rng.random() < _MADE_NAMES:
+            return "".join(self._decks[part].deal() for part in parts)
+        others = [value for slot, value in values.items() if list_of(slot) == name]
         return self._decks[name].deal(but=others)
 
     def _draw_numbers(self, wordings: list[str]) -> dict[str, str]:
         """Return the values of all slots that count, for numbers with which all of them can be."""
+        suffix, words = self._dialect.in_words, self._dialect.numbers
         names = {
-            name for name, *_endings in _SLOT.findall(" ".join(wordings)) if _COUNTS.fullmatch(name)
+            name
+            for name in map(key_of, _SLOT.findall(" ".join(wordings)))
+            if _COUNTS.fullmatch(name.removesuffix(suffix))
         }
         if not names:
             return {}
-        letters = sorted({letter for name in names for letter in _letters(name)})
+        letters = sorted({each for name in names for each in _letters(name.removesuffix(suffix))})
         counted = dict.fromkeys(names, -1)
         while not all(0 <= value <= _LARGEST for value in counted.values()):
             numbers = {letter: self._rng.randint(1, _LARGEST) for letter in letters}
-            counted = _count(names, numbers)
+            counted = {name: _count(name.removesuffix(suffix), numbers) for name in names}
         return {
-            name: _NATIVE[value] if name.endswith(_IN_WORDS) else str(value)
+            name: words[value] if name.endswith(suffix) else str(value)
             for name, value in counted.items()
         }
+
+
+def key_of(name: str) -> str:
+    """Return the slot of which this is another spelling: `Food2` -> `food2`."""
+    return name[0].lower() + name[1:]
+
+
+def list_of(name: str) -> str:
+    """Return the list whose values a slot takes: `food2` -> `food`."""
+    return key_of(name).rstrip("23")
 
 
 def _letters(name: str) -> str:
@@ -247,36 +270,12 @@ def _letters(name: str) -> str:
     return "ab" if name[:3] in ("max", "min") else "".join(re.findall("[a-d]", name))
 
 
-def _count(names: Iterable[str], numbers: dict[str, int]) -> dict[str, int]:
-    """Return the value of each slot that counts; −1 where there is none."""
-    counted = dict[str, int]()
-    for name in names:
-        first, sign, second = re.fullmatch(  # type: ignore[union-attr]
-            r"(max|min|[a-d])([+*-]?)([a-d1]?)", name.removesuffix(_IN_WORDS)
-        ).groups()
-        if first in ("max", "min"):
-            larger, smaller = max(numbers["a"], numbers["b"]), min(numbers["a"], numbers["b"])
-            counted[name] = larger if first == "max" else smaller
-            counted[name] = -1 if larger == smaller else counted[name]
-        else:
-            left, right = numbers[first], numbers.get(second, 1)
-            results = {"": left, "+": left + right, "-": left - right, "*": left * right}
-            counted[name] = results[sign]
-    return counted
-
-
-def fitting(word: str, closed: str, opened: str) -> str:
-    """Return the one of two endings that follows a word: `이라고/라고`, or a pair of particles."""
-    if f"{closed}/{opened}" in PARTICLES:
-        return choose_particle(word, f"{closed}/{opened}")
-    return closed if choose_particle(word, "이/가") == "이" else opened
-
-
-def _type(text: str, rng: random.Random) -> str:
-    """Return a text as somebody may type it: without its last sign, with another, or unspaced."""
-    chance = rng.random()
-    if chance < _BARE:
-        return text.rstrip(".?!") or text
-    if chance < _BARE + _MARKED:
-        return text.rstrip(".?!~") + rng.choice(_MARKS)
-    return text.replace(" ", "") if chance < _BARE + _MARKED + _UNSPACED else text
+def _count(name: str, numbers: dict[str, int]) -> int:
+    """Return the value of a slot that counts; −1 where there is none."""
+    if name in ("max", "min"):
+        larger, smaller = max(numbers["a"], numbers["b"]), min(numbers["a"], numbers["b"])
+        if larger == smaller:
+            return -1
+        return larger if name == "max" else smaller
+    left, sign, right = numbers[name[0]], name[1:2], numbers.get(name[2:], 1)
+    return {"": left, "+": left + right, "-": left - right, "*": left * right}[sign]

@@ -123,6 +123,13 @@ def test_an_error_names_the_value_and_what_fits(form, typed, error):
         Forms(form).parse(typed)
 
 
+def test_a_flag_behind_a_file_is_no_part_of_its_name():
+    file = Words("path", "FILE", completion="file")
+    assert file.take("'my --file'")[0] == {"path": "'my --file'"}
+    with pytest.raises(UsageError, match="--overwrite is no option here"):
+        file.take("my.safetensors --overwrite")
+
+
 def test_the_shell_adds_the_usage_to_the_error():
     shell = shell_for(random_checkpoint())
     with pytest.raises(UserError, match=r"unexpected argument 'x' · usage: :clear$"):
@@ -169,6 +176,5 @@ def test_settings_stand_at_both_ends_of_a_corpus(typed, keyword, corpus, steps, 
 def test_a_long_usage_line_stands_above_its_summary():
     shell = shell_for(random_checkpoint())
     shell.run_line(":help ablate")
-    usage, summary = shell.screen.out.file.getvalue().splitlines()[:2]
-    assert usage == discover(commands, views).get("ablate").usage
-    assert summary == "Ablate a head or a layer until turned off."
+    usage, _summary, _rest = shell.screen.out.file.getvalue().partition("\nAblate a ")
+    assert usage.split() == discover(commands, views).get("ablate").usage.split()

@@ -15,10 +15,9 @@
     Words("path", "PATH|NAME")          the rest         asked.path, as typed
 
 An argument may be missing unless it is `required`. `Forms((Layer(),), ("scan", TextArgument()))`
-declares alternatives: a string is a keyword, and `asked.keyword` is that of the form that was
-typed. With `json=True` a command also takes `--json FILE` or `--csv FILE`, as `asked.output`.
-Options and flags count anywhere outside quotes. A UsageError names the value; the shell adds the
-usage.
+declares alternatives: a string is a keyword, `asked.keyword` the one that was typed. `json=True`
+adds `--json FILE` and `--csv FILE`, as `asked.output`. Options and flags count outside quotes. A
+UsageError names the value; the shell adds the usage.
 """
 
 import re
@@ -73,10 +72,7 @@ class Argument:
         self.defaults, self.required = defaults, required
 
     def take(self, text: str) -> tuple[Values, str]:
-        """Read the argument at the start of `text`; return its values, and what follows.
-
-        Raises UsageError if it cannot be missing.
-        """
+        """Read what begins `text`; return the values, and what follows. Raises UsageError."""
         raise NotImplementedError
 
     def take_last(self, text: str) -> tuple[Values, str]:
@@ -292,5 +288,8 @@ class Words(Argument):
         self.completions, self.completion, self._name = words, completion, name
 
     def take(self, text: str) -> tuple[Values, str]:
-        """Read all that remains."""
+        """Read all that remains. A flag behind a file is no part of its name."""
+        flag = re.search(r"\s(--[a-z][\w-]*)$", text) if self.completion == "file" else None
+        if flag:
+            raise UsageError(_("{flag} is no option here", flag=flag[1]))
         return ({self._name: text}, "") if text else self.missing(text)

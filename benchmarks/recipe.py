@@ -32,6 +32,7 @@ PROMPTS = {
         "옛날 옛적에 ",
         "비가 오는 날에는 ",
     ],
+    "pebble": ["Once upon a time", "One day,", "The little girl"],
     "story": ["Once upon a time", "One day,", "The king", "ROMEO:\n", "The little girl"],
 }
 QUESTIONS = ["안녕?", "오늘 뭐 먹을까?", "심심해", "너무 피곤해", "감기에 걸렸어"]
@@ -63,11 +64,9 @@ def main() -> None:
     parser.add_argument("--recipe", default="hangul", metavar="NAME")
     options = parser.parse_args()
     checkpoints = [load(path) for path in options.models]
-    train = list(
-        dict.fromkeys(record["text"] for record in _records(options.corpus / "train.jsonl"))
-    )
+    train = list(dict.fromkeys(record["text"] for record in _texts(options.corpus / "train.jsonl")))
     held = defaultdict[str, list[str]](list)
-    for record in _records(options.corpus / "held-out.jsonl"):
+    for record in _texts(options.corpus / "held-out.jsonl"):
         held[record["source"]].append(record["text"])
     _print_bits(checkpoints, [path.stem for path in options.models], train, held)
     for path, checkpoint in zip(options.models, checkpoints, strict=True):
@@ -77,9 +76,10 @@ def main() -> None:
             _print_unwanted(checkpoint, options.samples, options.recipe)
 
 
-def _records(path: Path) -> Iterator[dict[str, str]]:
+def _texts(path: Path) -> Iterator[dict[str, str]]:
+    # Conversations are left out: of them only the answers are learnt.
     with path.open(encoding="utf-8") as lines:
-        yield from map(json.loads, lines)
+        yield from (record for record in map(json.loads, lines) if "text" in record)
 
 
 def _print_bits(

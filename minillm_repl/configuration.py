@@ -34,7 +34,7 @@ class Launch:
         "auto",
         str,
         "checkpoint to open: a file, a Hugging Face folder, a name that :models lists, or the "
-        "address of a server (http://127.0.0.1:8080); auto: hangul, at an English prompt story, "
+        "address of a server (http://127.0.0.1:8080); auto: hangul, at an English prompt pebble, "
         "in a lesson nalssi",
         metavar="PATH",
     )

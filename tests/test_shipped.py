@@ -57,7 +57,7 @@ def says(checkpoint, ids, most=120):
     return finished
 
 
-@pytest.mark.parametrize("name", ["nalssi", "hangul", "story"])
+@pytest.mark.parametrize("name", ["nalssi", "hangul", "story", "pebble"])
 def test_each_has_a_card_with_its_sizes(name):
     checkpoint = load(MODELS / f"{name}.safetensors")
     size = checkpoint.path.stat().st_size / 1e6
@@ -68,7 +68,7 @@ def test_each_has_a_card_with_its_sizes(name):
 
 
 def test_together_they_are_small_enough_to_download():
-    assert sum(path.stat().st_size for path in MODELS.glob("*.safetensors")) < 13_000_000
+    assert sum(path.stat().st_size for path in MODELS.glob("*.safetensors")) < 20_000_000
 
 
 def test_nalssi_knows_how_each_of_its_sentences_goes_on():
@@ -88,14 +88,18 @@ def test_nalssi_knows_how_each_of_its_sentences_goes_on():
     assert known == 138
 
 
-def test_hangul_answers_as_its_card_says_and_ends_its_turn_by_itself(hangul):
-    rows = table("hangul", "| said | answered |")
+@pytest.mark.parametrize("model", ["hangul", "pebble"])
+def test_a_model_answers_as_its_card_says_and_ends_its_turn_by_itself(model):
+    checkpoint, rows = load(MODELS / f"{model}.safetensors"), table(model, "| said | answered |")
     assert len(rows) >= 10
     for said, answered in rows:
         ids = apply_chat_template(
-            hangul.chat_template, hangul.tokenizer, [Message("user", said)], parse_special=False
+            checkpoint.chat_template,
+            checkpoint.tokenizer,
+            [Message("user", said)],
+            parse_special=False,
         )
-        finished = says(hangul, ids)
+        finished = says(checkpoint, ids)
         assert (finished.text, finished.reason) == (answered, "end"), said
 
 
@@ -165,31 +169,55 @@ def test_hangul_opens_when_none_is_named_and_a_lesson_then_looks_at_nalssi(tmp_p
     ]
 
 
+# For each model that chats: the halves that names are put together of, as in its talks, and what
+# is said: the name, something else, and the question.
+NAMES = {
+    "hangul": (
+        list("지서하민도예시윤채유은수아준태건주현정소다나라가"),
+        list("우연윤준서아린호현민진율은원솔빈영희석"),
+        ["내 이름은 ", "나는 ", "나 "],
+        ["오늘 날씨 좋다", "숙제 다 했어", "배고파"],
+        ["내 이름이 뭐라고?", "내 이름 기억해?", "내 이름 뭐야?"],
+    ),
+    "pebble": (
+        re.findall("[A-Z][a-z]+", "TorBranCalDexFenGilHolJasKorLunMilNorPelQuinRavSelTamUlVinWes"),
+        re.findall(
+            r"\w+", "dy rick nor vella mira ston wick beth leigh dora vik mund sey tta lo nda"
+        ),
+        ["My name is ", "I'm ", "Call me "],
+        ["The weather is nice today", "I finished my homework", "I'm hungry"],
+        ["What's my name?", "Do you remember my name?", "Who am I?"],
+    ),
+}
+
+
 @pytest.mark.slow
-def test_hangul_says_a_name_back_and_remembers_it_as_its_card_says(hangul):
+@pytest.mark.parametrize("model", NAMES)
+def test_a_name_is_said_back_and_remembered_as_the_card_says(model):
     """A hundred names, put together at random; the card has the shares."""
+    checkpoint = load(MODELS / f"{model}.safetensors")
+    begins, ends, tells, others, asks = NAMES[model]
     chance, said_back, remembered = random.Random(3), 0, 0
     for _name in range(100):
-        name = chance.choice("지서하민도예시윤채유은수아준태건주현정소다나라가") + chance.choice(
-            "우연윤준서아린호현민진율은원솔빈영희석"
-        )
-        call = "이야" if (ord(name[-1]) - 0xAC00) % 28 else "야"
-        talk = []
-        answers = []
+        name = chance.choice(begins) + chance.choice(ends)
+        call = ""
+        if model == "hangul":
+            call = "이야" if (ord(name[-1]) - 0xAC00) % 28 else "야"
+        talk, answers = [], []
         for said in (
-            chance.choice(["내 이름은 ", "나는 ", "나 "]) + name + call,
-            chance.choice(["오늘 날씨 좋다", "숙제 다 했어", "배고파"]),
-            chance.choice(["내 이름이 뭐라고?", "내 이름 기억해?", "내 이름 뭐야?"]),
+            chance.choice(tells) + name + call,
+            chance.choice(others),
+            chance.choice(asks),
         ):
             talk.append(Message("user", said))
             ids = apply_chat_template(
-                hangul.chat_template, hangul.tokenizer, talk, parse_special=False
+                checkpoint.chat_template, checkpoint.tokenizer, talk, parse_special=False
             )
-            answers.append(says(hangul, ids).text)
+            answers.append(says(checkpoint, ids).text)
             talk.append(Message("assistant", answers[-1]))
         said_back += name in answers[0]
         remembered += name in answers[2]
-    rows = table("hangul", "| | first | second |")
+    rows = table(model, "| names |")
     shares = [int(row[-1].removesuffix(" %")) for row in rows]
     # Another processor rounds in another way, and a near tie may go the other way.
     assert shares == pytest.approx([said_back, remembered], abs=3)

@@ -90,7 +90,7 @@ def visit(tmp_path, models):
             arguments = ("--temp", "0", "--max-tokens", "4", *arguments)
         name = (
             ckpt
-            if ckpt in ("auto", "nalssi", "story", "new.safetensors")
+            if ckpt in ("auto", "nalssi", "story", "pebble", "new.safetensors")
             else models / f"{ckpt}.safetensors"
         )
         arguments = ("--ckpt", str(name), *arguments)
@@ -960,11 +960,12 @@ def test_what_is_proposed_to_type_is_something_that_the_model_knows(visit, name,
 
 def test_who_names_no_model_gets_one_of_their_language_and_is_told_what_to_say_to_it(visit):
     english, korean = visit(ckpt="auto"), visit("--lang", "ko", ckpt="auto")
-    hangul = visit("--ckpt", "hangul", ckpt="auto")
+    hangul, story = visit("--ckpt", "hangul", ckpt="auto"), visit(ckpt="story")
     for terminal, model, hint, other in (
-        (english, "story", "It does not answer. Try: Once upon a time\n", "`:load hangul`"),
+        (english, "pebble", "This model talks in English only. Try: I'm bored", "`:load hangul`"),
         (korean, "hangul", "예: 심심해", "`:load nalssi`"),
-        (hangul, "hangul", "This model talks in Korean only. Try: 심심해", "`:load story`"),
+        (hangul, "hangul", "This model talks in Korean only. Try: 심심해", "`:load pebble`"),
+        (story, "story", "This model continues English tales: Once upon a time", "`:load pebble`"),
     ):
         terminal.wait_for_prompt()
         assert terminal.lines[0].startswith(f"minillm-repl  {model} · ")

@@ -22,10 +22,9 @@ from tests.terminal import Screen, Terminal
 from tools.pictures import FOLDER, ROOT
 
 COLUMNS, ROWS = 80, 24
-_SAD = "Tom was sad. His mom gave him a big"
 # name: language, and what is typed
 VISITS = {
-    "first-minute": ("en", ("Once upon a time", f":lens {_SAD}", f':why hug "{_SAD}"')),
+    "first-minute": ("en", ("My name is Ben", "What's my name?", ":why Ben", ":lens @Ben")),
     "first-minute-ko": (
         "ko",
         ("나는 민수야", "내 이름 기억해?", ":이유 민", ":lens 오늘은 날씨가 참 좋"),

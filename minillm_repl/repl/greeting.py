@@ -56,15 +56,12 @@ def _speaks(path: Path, *, named: bool) -> list[str]:
     lines = []
     if name == "story":
         lines.append(
-            _("This model continues English tales. It does not answer. Try: Once upon a time")
+            _("This model continues English tales: Once upon a time · `:load pebble` answers")
         )
     elif name == "hangul":
-        lines.append(
-            _("This model talks in Korean only. Try: 심심해 · English tales: `:load story`")
-        )
+        lines.append(_("This model talks in Korean only. Try: 심심해 · English: `:load pebble`"))
+    elif name == "pebble":
+        lines.append(_("This model talks in English only. Try: I'm bored · Korean: `:load hangul`"))
     if not named:
-        if name == "story":
-            lines.append(_("`:load hangul` answers, in Korean · :models lists what else opens"))
-        else:
-            lines.append(_("Smallest model: `:load nalssi` · :models lists what else opens"))
+        lines.append(_("Smallest model: `:load nalssi` · :models lists what else opens"))
     return lines

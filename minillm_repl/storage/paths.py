@@ -21,7 +21,7 @@ from minillm_repl.storage.stores import GGUF_SUFFIX, find_stored, gguf_files, st
 
 SUFFIX = ".safetensors"
 DEFAULT_MODEL = "hangul"  # opens when the user names none
-ENGLISH_MODEL = "story"  # opens instead for who types at a prompt in English
+ENGLISH_MODEL = "pebble"  # opens instead for who types at a prompt in English
 LESSON_MODEL = "nalssi"
 _MAX_SESSIONS = 100  # sessions at once that have a run in no named file
 _CACHED = re.compile(r"models--(?:(?P<owner>[\w.-]+?)--)?(?P<model>[\w.-]+)", re.ASCII)

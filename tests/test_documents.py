@@ -101,7 +101,7 @@ def test_the_first_minute_is_as_it_was_recorded(name):
     assert now[1] == kept[1]  # what it said, to the letter
     first, answer, *views = ("\n".join(each) for each in now)
     assert typed[0].replace(" ", "") in answer
-    assert ("Try:Onceuponatime" if language == "en" else "예:심심해") in first
+    assert ("Try:I'mbored" if language == "en" else "예:심심해") in first
     assert any(word in "".join(views) for word in (":why", ":이유"))
 
 

@@ -154,10 +154,9 @@ class NameEscaper:
     def for_messages(
         cls, template: ChatTemplate, pattern: re.Pattern[str], messages: Sequence[Message]
     ) -> "NameEscaper":
-        """Return the escaper of a conversation.
+        """Return the escaper of a conversation; `pattern` finds the first character of each name.
 
-        `pattern` finds the first character of each name. The replacements are characters that
-        neither the conversation nor the template contains.
+        The replacements are characters that neither the conversation nor the template contains.
         """
         contents = [message.content for message in messages]
         first = sorted({name[1] for content in contents for name in pattern.finditer(content)})
@@ -186,8 +185,7 @@ def _render_sandboxed(
     probes: Sequence[Sequence[Message]] = (),
 ) -> tuple[list[RenderedChat], list[str]]:
     """Return the rendered conversations, and the texts of probes (empty where refused)."""
-    rendered = list[RenderedChat]()
-    probe_texts = list[str]()
+    rendered, probe_texts = list[RenderedChat](), list[str]()
     for batch in _batches(conversations):
         texts, probe_texts = run_sandboxed(
             "template",
@@ -203,8 +201,7 @@ def _render_sandboxed(
 
 def _batches(conversations: Sequence[TemplateInput]) -> Iterator[list[TemplateInput]]:
     """Yield conversations in batches that stay below the sandbox's limit on output."""
-    batch = list[TemplateInput]()
-    length = 0  # characters
+    batch, length = list[TemplateInput](), 0  # characters
     for conversation in conversations:
         size = sum(len(message.content) + _TEMPLATE_OVERHEAD for message in conversation[0])
         if batch and length + size > _BATCH_CHARACTERS:
@@ -286,9 +283,9 @@ def fit_messages(
     first = 1 if remaining and remaining[0].role == "system" else 0
     limit = max_tokens
     while len(prompt.ids) > limit:
+        if len(remaining) <= first + 1 and len(prompt.ids) <= max_tokens:
+            break
         if len(remaining) <= first + 1:
-            if len(prompt.ids) <= max_tokens:
-                break
             raise UserError(
                 _(
                     "too long: {count} tokens, but the model has room for {room} before its answer",

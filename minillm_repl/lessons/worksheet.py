@@ -258,28 +258,24 @@ class _Sheet:
             return ""
         if self.kind == "answers":
             given = self.progress.answers.get(self._names[id(block)], LessonAnswer())
-            mark = {"right": "✓ ", "wrong": "✗ "}.get(given.verdict, "")
-            date = given.touched[:10]
-            text = f"{mark}{safe(given.given)}"
-            return f'<p>{escape(text)} <span class="small">{escape(date)}</span></p>' * bool(
-                given.given
-            )
+            text = {"right": "✓ ", "wrong": "✗ "}.get(given.verdict, "") + safe(given.given)
+            date = f'<span class="small">{escape(given.touched[:10])}</span>'
+            return f"<p>{escape(text)} {date}</p>" if given.given else ""
         match block:
             case Ask():
-                answer = block.answer.split(" | ")[0]
-                return self._markdown(f"**{answer}**\n\n{block.right}", values)
+                text = f"**{block.answer.split(' | ')[0]}**\n\n{block.right}"
             case Choose():
-                marks = (
+                text = "\n".join(
                     f"{number}. {'✓' if is_right(option, values) else '✗'} {option.why}"
                     for number, option in enumerate(block.options, 1)
                 )
-                return self._markdown("\n".join(marks), values)
             case Order():
                 shuffled = shuffled_steps(block)
                 order = " ".join(str(shuffled.index(n) + 1) for n in range(len(block.steps)))
-                return self._markdown(f"**{order}**\n\n{block.why}", values)
+                text = f"**{order}**\n\n{block.why}"
             case Explain():
-                return self._markdown(block.answer, values)
+                text = block.answer
+        return self._markdown(text, values)
 
     def _markdown(self, markdown: str, values: LessonValues) -> str:
         tokens = _MARKDOWN.parse(markdown)

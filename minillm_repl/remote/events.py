@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from math import exp, inf, log, log2
+from math import exp, log
 from time import perf_counter
 
 from minillm_repl.chat.thinking import END_OF_THOUGHT, START_OF_THOUGHT
@@ -23,12 +23,12 @@ from minillm_repl.language import _
 from minillm_repl.remote import Entry, Facts, Job, Listed, Part
 from minillm_repl.remote.engines import Engine
 from minillm_repl.remote.http import ServerError, Stopped
+from minillm_repl.remote.numbers import entropy_bounds
 from minillm_repl.remote.tokenizer import RemoteTokenizer
 from minillm_repl.settings import default_of, value_of
 
 _EVERYWHERE = ("temp", "top-k", "top-p", "min-p", "repeat-penalty")  # left out where unknown
 _ROUNDING = 1e-3  # by which probabilities may sum to more than 1
-_NO_TAIL = 1e-9  # a probability that is only rounding
 _ENDS: dict[str, Reason] = {"length": "length", "max_tokens": "length"}
 
 
@@ -285,22 +285,3 @@ def _bytes(token: Listed) -> tuple[int, ...]:
 
 def _exp(logprob: float | None) -> float | None:
     return None if logprob is None else exp(logprob)
-
-
-def entropy_bounds(probs: Sequence[float], vocab_size: int | None) -> tuple[float, float] | None:
-    """Return the least and the most entropy, in bits, of a distribution of which these are known.
-
-    What is not listed is one token at least, or spread evenly over all others at most; without a
-    vocabulary size there is no upper bound, and it is infinite.
-    """
-    if not probs:
-        return None
-    tail = max(1.0 - sum(probs), 0.0)
-    known = sum(-each * log2(each) for each in probs if each > 0)
-    least = known - (tail * log2(tail) if tail > 0 else 0.0)
-    if tail < _NO_TAIL:
-        return least, least
-    if vocab_size is None:
-        return least, inf
-    others = vocab_size - len(probs)
-    return least, known - tail * log2(tail / others) if others > 0 else least

@@ -1,7 +1,7 @@
 """Checks of what a server sends: what is not of its kind becomes None; no number is invented."""
 
-from collections.abc import Iterable
-from math import inf
+from collections.abc import Iterable, Sequence
+from math import inf, log2
 from typing import Any
 
 from minillm_repl.remote import Entry, Listed
@@ -10,6 +10,7 @@ _MOST_ABOVE_ZERO = 1e-3  # a logarithm of a probability may be rounded up to thi
 _ZERO = -9_000.0  # from here on servers mean −inf: vLLM writes −9999, llama.cpp −3.4e38
 _MAX_ID = 1 << 31
 _MOST_FLOAT32 = 3e38
+_NO_TAIL = 1e-9  # a probability that is only rounding
 
 
 def logprob(value: Any) -> float | None:
@@ -121,3 +122,22 @@ def entries(value: Any, *, exact_bytes: bool) -> tuple[Entry, ...]:
     """Return the tokens of a `logprobs.content`; none for anything else."""
     found = (entry(each, exact_bytes=exact_bytes) for each in items(value))
     return tuple(each for each in found if each is not None)
+
+
+def entropy_bounds(probs: Sequence[float], vocab_size: int | None) -> tuple[float, float] | None:
+    """Return the least and the most entropy, in bits, of a distribution of which these are known.
+
+    What is not listed is one token at least, or spread evenly over all others at most; without a
+    vocabulary size there is no upper bound, and it is infinite.
+    """
+    if not probs:
+        return None
+    tail = max(1.0 - sum(probs), 0.0)
+    known = sum(-each * log2(each) for each in probs if each > 0)
+    least = known - (tail * log2(tail) if tail > 0 else 0.0)
+    if tail < _NO_TAIL:
+        return least, least
+    if vocab_size is None:
+        return least, inf
+    others = vocab_size - len(probs)
+    return least, known - tail * log2(tail / others) if others > 0 else least

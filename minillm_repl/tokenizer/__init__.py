@@ -41,11 +41,10 @@ class Tokenizer(Protocol):
     def encode(
         self, text: str, *, add_special: bool = True, parse_special: bool = False
     ) -> list[int]:
-        """Return the ids of `text`.
+        """Return the ids of `text`; a character that is not known is skipped or is `unk_token`.
 
         `add_special` adds what this tokenizer puts before a text: a start token, a space.
         `parse_special` makes names of special tokens mean the tokens; otherwise they are text.
-        A character that the vocabulary lacks is skipped, or becomes `unk_token`.
         """
 
     def find_unknown(self, text: str) -> list[str]:

@@ -39,9 +39,8 @@ class SubwordTokenizer(Tokenizer):
     """The tokenizer of a tokenizer.json, given as its parsed JSON; `text` is the same as JSON text.
 
     `special_tokens_map` gives the special tokens by role (`bos_token`, `eos_token`, `unk_token`).
-    `vocab_size` is the number of ids of the model; there may be fewer tokens. Raises UserError if
-    the library refuses the description. With `text` None, the library writes the text when it is
-    needed.
+    `vocab_size` is the number of ids of the model; there may be fewer tokens. With `text` None, the
+    library writes the text when needed. Raises UserError if it refuses the description.
     """
 
     def __init__(
@@ -111,11 +110,8 @@ class SubwordTokenizer(Tokenizer):
 
     @cached_property
     def _may_skip(self) -> bool:
-        """Whether a text can have characters that become no token.
-
-        A vocabulary with all 256 bytes can write every text. A token of one byte has a name of one
-        character, or one like `<0x0A>`.
-        """
+        """Whether a text can have characters that become no token: not if all 256 bytes are."""
+        # A token of one byte has a name of one character, or one like `<0x0A>`.
         short = (token for token, name in self._names.items() if len(name) in (1, 6))
         single_bytes = {piece for piece in map(self.token_bytes, short) if len(piece) == 1}
         return not self.unk_token and len(single_bytes) < 256
@@ -238,8 +234,7 @@ class SubwordTokenizer(Tokenizer):
             libraries = self._tokenizer_without_prefix, self._plain_tokenizer_without_prefix
             return skipped_characters(*libraries, text) if self._may_skip else []
         # The offsets of unknown tokens give their characters.
-        encoding = self._encode(text, False, False)
-        unk_id = self._tokenizer.token_to_id(self.unk_token)
+        encoding, unk_id = self._encode(text, False, False), self.token_to_id(self.unk_token)
         offsets = zip(encoding.ids, encoding.offsets, strict=True)
         unknown = (text[first:last] for token, (first, last) in offsets if token == unk_id)
         return list(dict.fromkeys(unknown))
@@ -278,8 +273,7 @@ class SubwordTokenizer(Tokenizer):
         if self.start_ids or self.token_to_id(name) is None:
             return self
         names = {"bos_token": name, **self.special_tokens_map}
-        description = with_bos_token(self.description, name)
-        return SubwordTokenizer(description, names, self._vocab_size)
+        return SubwordTokenizer(with_bos_token(self.description, name), names, self._vocab_size)
 
     @property
     def special_names(self) -> list[str]:

@@ -185,7 +185,6 @@ def step(shell: Shell, asked: Arguments) -> None:
             _(":step needs a terminal; `:verbose` shows the same tables without a key press")
         )
     session, model = shell.session, shell.require_model()
-    tokenizer = model.checkpoint.tokenizer
     if not asked.text.strip():
         session.conversation.continue_text([], "", session.settings)
     elif is_chatting(model, session.settings.chat):
@@ -195,7 +194,7 @@ def step(shell: Shell, asked: Arguments) -> None:
     from minillm_repl.generate.interactive import InteractiveDecoder
     from minillm_repl.repl.screens import Stepper  # prompt_toolkit: a pipe never needs it
 
-    top = verbose_rows(session.settings)
+    tokenizer = model.checkpoint.tokenizer
     eos_token_ids = session.conversation.eos_token_ids(model)
     decoder = InteractiveDecoder(
         model.decoder,
@@ -204,7 +203,7 @@ def step(shell: Shell, asked: Arguments) -> None:
         session.settings,
         session.conversation.seed,
         eos_token_ids=eos_token_ids,
-        n_candidates=top,
+        n_candidates=verbose_rows(session.settings),
         rules=model.token_rules(session.settings, eos_token_ids),
         answer_start=session.conversation.turns[-1].answer_start,
     )

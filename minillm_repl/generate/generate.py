@@ -47,9 +47,8 @@ def generate(
 ) -> Iterator[GenerationEvent]:
     """Continue `ids` (one or more); each token takes one number of `rng`.
 
-    Yields `Prefill` between two chunks of a long prompt, a `Step` for each token, and `Finished`.
-    `interrupted` is asked between chunks and tokens; the generator can be closed at any event.
-    Raises UserError if the logits of the model are not finite.
+    Yields `Prefill` between two chunks of a long prompt, a `Step` for each token, and `Finished`;
+    between them `interrupted` is asked. Raises UserError if the logits are not finite.
     """
     # A decoder of a server that samples yields the events itself.
     remote = getattr(decoder, "generate", None)

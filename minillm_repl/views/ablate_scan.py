@@ -1,6 +1,6 @@
 """`:ablate scan`: each part of the model is taken away alone, and what that does is measured."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -117,25 +117,15 @@ def compute_scan(
     into = list(streams.values())  # what each layer reads
     inside = inspected.config.n_layers > 1 and can_begin_inside(inspected, into[-2], logits[0])
     cells = _cells(inspected, what)
+    parts = sum(map(len, cells.values()))
     effects: list[PartEffect] = []
-    for layer, pieces in cells.items():
-        text = from_layer(inspected, layer, into[layer]) if inside and layer else inspected
-        work = inspected.config.n_params * len(inspected.ids)
-        work = work * (inspected.config.n_layers - layer * inside) // inspected.config.n_layers
-        size = max(1, _MAX_WORK // work)
-        try:
-            for start in range(0, len(pieces), size):
-                some = pieces[start : start + size]
-                changes = _changes(whole, text, layer, some)
-                effects += [
-                    _effect(inspected, layer, piece, change - (before or 0.0))
-                    for piece, change in zip(some, changes, strict=True)
-                ]
-                progress(len(effects) / sum(map(len, cells.values())))
-        except UserError:
-            if not (effects and interrupted()):
-                raise
-            break
+    try:
+        for each in _effects(whole, cells, before or 0.0, into if inside else []):
+            effects.append(each)
+            progress(len(effects) / parts)
+    except UserError:
+        if not (effects and interrupted()):
+            raise
     effects.sort(key=lambda each: -each.change)
     tokens = [Token.from_id(inspected.tokenizer, each) for each in (answer, other)]
     return ScanView(
@@ -149,9 +139,28 @@ def compute_scan(
         answer=tokens[0] if by == "logits" else None,
         other=tokens[1] if by == "logits" else None,
         effects=tuple(effects),
-        parts=sum(map(len, cells.values())),
+        parts=parts,
         **inspected.window_fields,
     )
+
+
+def _effects(
+    whole: Whole, cells: "dict[int, list[Piece]]", before: float, into: "list[Tensor]"
+) -> Iterator[PartEffect]:
+    """Yield the effect of each part, some in one pass; `into` has what each layer reads, if the
+    passes can begin at their layer.
+    """
+    inspected, config = whole.inspected, whole.inspected.config
+    for layer, pieces in cells.items():
+        text = from_layer(inspected, layer, into[layer]) if into and layer else inspected
+        layers = config.n_layers - (layer if into else 0)  # that a pass goes through
+        work = config.n_params * len(inspected.ids) * layers // config.n_layers
+        size = max(1, _MAX_WORK // work)
+        for start in range(0, len(pieces), size):
+            some = pieces[start : start + size]
+            changes = _changes(whole, text, layer, some)
+            for piece, change in zip(some, changes, strict=True):
+                yield _effect(inspected, layer, piece, change - before)
 
 
 def _before(whole: Whole, streams: "dict[str, Tensor]") -> float | None:

@@ -69,21 +69,7 @@ def compute(
         }
         checked = _check(b, effects, cache, found, part, position, places, progress)
     else:
-        effects = {}
-        for name, activation in cache.items():
-
-            def advance(share: float) -> None:
-                progress((len(effects) + share) / len(cache))
-
-            try:
-                logits = patched_logits(
-                    b, name, activation, part, position=position, progress=advance
-                )
-            except UserError:
-                if not (effects and interrupted()):
-                    raise
-                break
-            effects[name] = tuple(found.fractions(logits))
+        effects = _by_runs(b, found, cache, part, position, progress, interrupted)
     answer_a, answer_b = (Token.from_id(a.tokenizer, answer) for answer in found.answers)
     return PatchView(
         what=what,
@@ -100,6 +86,32 @@ def compute(
         effects=tuple(effects.values()),
         checked=checked,
     )
+
+
+def _by_runs(
+    b: InspectedText,
+    found: Measure,
+    cache: "dict[str, Tensor]",
+    part: Part,
+    position: int | None,
+    progress: Progress,
+    interrupted: Callable[[], bool],
+) -> dict[str, tuple[float, ...]]:
+    """Return the effects by the names of the activations; after Ctrl-C, those that are done."""
+    effects: dict[str, tuple[float, ...]] = {}
+
+    def advance(share: float) -> None:
+        progress((len(effects) + share) / len(cache))
+
+    for name, activation in cache.items():
+        try:
+            logits = patched_logits(b, name, activation, part, position=position, progress=advance)
+        except UserError:
+            if not (effects and interrupted()):
+                raise
+            break
+        effects[name] = tuple(found.fractions(logits))
+    return effects
 
 
 def _check(

@@ -65,6 +65,13 @@ def test_a_token_without_a_place_is_explained_where_it_was_said(shell):
     assert seen(run_view(shell, "why", '다 "날씨가 좋다"')) == ("날씨가 좋다", "다")
 
 
+def test_a_word_of_several_tokens_without_a_place_is_meant_at_its_first(shell):
+    assert seen(run_view(shell, "why", "하늘")) == seen(run_view(shell, "why", "@하늘"))
+    assert seen(run_view(shell, "why", "하늘")) == ("날씨가 좋다. ", "하")
+    with pytest.raises(UserError, match="not a single token"):
+        run_view(shell, "why", "정말로")  # in no text that was said
+
+
 def test_without_a_place_the_end_of_the_text_is_meant(shell):
     assert seen(run_view(shell, "lens", ""))[0] == TEXT
     assert run_view(shell, "residual", "@좋").position == run_view(shell, "residual", "3").position

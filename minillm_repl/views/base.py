@@ -161,9 +161,9 @@ def inspect_tokens(
         place = Place(token=token)
     position, following = find_place(inspected, place)
     inspected = inspected.up_to(inspected.index_of(position))
-    first, second = find_tokens(inspected, typed)
-    if place.token == token:
-        first = following
+    # A word of several tokens is meant at its first, which follows there.
+    is_found = bool(token) and place.token == token
+    first, second = find_tokens(inspected, ("" if is_found else token, typed[1]))
     return inspected, following if first is None else first, second
 
 

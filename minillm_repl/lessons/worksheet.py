@@ -259,8 +259,8 @@ class _Sheet:
         if self.kind == "answers":
             given = self.progress.answers.get(self._names[id(block)], LessonAnswer())
             text = {"right": "✓ ", "wrong": "✗ "}.get(given.verdict, "") + safe(given.given)
-            date = f'<span class="small">{escape(given.touched[:10])}</span>'
-            return f"<p>{escape(text)} {date}</p>" if given.given else ""
+            line = f'<p>{escape(text)} <span class="small">{escape(given.touched[:10])}</span></p>'
+            return line if given.given else ""
         match block:
             case Ask():
                 text = f"**{block.answer.split(' | ')[0]}**\n\n{block.right}"

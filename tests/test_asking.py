@@ -153,7 +153,7 @@ MEANT = [  # as a place or an option, and none
     ":steer vs a", ":steer a vs b vs c", ":patch a -> b -> c", ":steer a vs b stregth=4",
     ":steer a vs b strength 4", ":patch a ->", ":patch a -> b wat=residual", ":branch x",
     ":branch 2 toknes=3", ":branch take", ":branch take x", ":undo 2", ":regen 3", ":clear all",
-    ":map x", ":surprise abc --jsn f", ":lens --json", ":watch stp=3",
+    ":surprise abc --jsn f", ":lens --json", ":watch stp=3",
     ":lens --overwrite", ":export a.svg sesion", ":export a.png",
 ]  # fmt: skip
 

@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 
 import pytest
+from rich.text import Text
 
 import minillm_repl as mr
 from minillm_repl.errors import UsageError, UserError
@@ -22,6 +23,9 @@ class Empty(View):
     """A view of one number."""
 
     number: float = 1.0
+
+    def draw(self, width):
+        return Text(str(self.number))
 
 
 @pytest.fixture(scope="module")

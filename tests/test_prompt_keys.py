@@ -103,7 +103,7 @@ def completions():
     ("typed", "offered"),
     [
         (":atn", ["attn"]),
-        (":attn ", ["0", "1", "2"]),
+        (":attn ", ["rollout", "0", "1"]),
         (":attn 1.", ["1.0", "1.1"]),
         (":why by=l", ["by=layer"]),
         (":why @", ["@0", "@1", "@2", "@3"]),

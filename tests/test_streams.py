@@ -15,6 +15,7 @@ from tests.test_terminal import models, visit  # noqa: F401 - fixtures
 
 PROGRAM = f"{sys.executable} -m minillm_repl --ckpt nalssi --temp 0 -n 4 --seed 1"
 SAID = "가 좋다"  # after 날씨
+AFTER_A_LINE = "가 좋으"  # after 하늘, a line break and 날씨
 SLOW = pytest.mark.slow
 
 
@@ -109,7 +110,7 @@ def test_a_script_may_have_a_byte_order_mark_and_windows_line_ends(line):
     assert line("$M", windows)[:2] == line("$M", unix)[:2]
     assert (
         line("$M -p - --echo", script("하늘\r\n날씨\r\n", mark=codecs.BOM_UTF8))[1]
-        == f"하늘\n날씨{SAID}\n"
+        == f"하늘\n날씨{AFTER_A_LINE}\n"
     )
 
 
@@ -138,20 +139,21 @@ def test_what_is_piped_in_and_is_no_text_is_named_for_what_it_is(line, told):
 
 def test_what_is_piped_in_stands_before_the_prompt_on_a_line_of_its_own(line):
     for piped in ("하늘", "하늘\r\n"):
-        assert line("$M -p 날씨 --echo", piped.encode())[1] == f"하늘\n날씨{SAID}\n"
+        told = line("$M -p 날씨 --echo", piped.encode())[1]
+        assert told == f"하늘\n날씨{AFTER_A_LINE}\n"
     assert line("$M -p 날씨 --echo", "하늘\n\n".encode())[1].startswith("하늘\n\n날씨가")
     for nothing in ("</dev/null", "<&-", "<<< ''"):
         assert line(f"$M -p 날씨 --echo {nothing}")[1] == f"날씨{SAID}\n"
     steps = [
         json.loads(each) for each in line("$M -p 날씨 --json", "하늘\n".encode())[1].splitlines()
     ]
-    assert steps[-1]["text"] == SAID
+    assert steps[-1]["text"] == AFTER_A_LINE
 
 
 @SLOW
 def test_a_pipe_that_says_nothing_is_told_to_be_waited_for(line):
     code, out, told = line("(sleep 3; echo 하늘) | $M -p 날씨 --echo")
-    assert (code, out) == (0, f"하늘\n날씨{SAID}\n")
+    assert (code, out) == (0, f"하늘\n날씨{AFTER_A_LINE}\n")
     assert "waiting for the end of stdin" in told
     assert "</dev/null" in told
 

@@ -11,7 +11,7 @@ from rich.text import Text
 
 import minillm_repl as mr
 from minillm_repl.errors import UsageError, UserError
-from minillm_repl.render.csv_table import csv_text
+from minillm_repl.render.csv_table import csv_text, plain_cell
 from minillm_repl.repl.quoting import Output, parse_output
 from minillm_repl.views.base import View
 
@@ -66,7 +66,7 @@ def test_a_row_is_an_element_of_the_json_and_a_name_is_a_path_in_it(model, line,
             elif isinstance(there, float):
                 assert math.isclose(float(cell), there, rel_tol=1e-12)
             else:
-                assert cell == ("" if there is None else str(there))
+                assert cell == ("" if there is None else plain_cell(str(there)))
 
 
 def test_tokens_stand_beside_their_numbers_and_queries_beside_their_keys(model):
@@ -98,6 +98,13 @@ def test_what_is_in_a_text_is_read_back_as_it_is():
     assert list(first) == ["token.id", "token.text", "token.bytes", "p"]
     assert [first["token.text"], second["token.text"]] == ['a,"b"\n=1', "날"]
     assert [first["p"], second["p"], second["token.bytes"]] == ["0.5", "", "[]"]
+
+
+def test_no_text_is_a_formula_in_a_spreadsheet():
+    fields = {"rows": [{"token": each, "p": -0.5} for each in ("=1+1", " -x", "@a", "\t", "a=b")]}
+    rows = list(csv.DictReader(io.StringIO(csv_text(fields))))
+    assert [each["token"] for each in rows] == ["'=1+1", "' -x", "'@a", "'\t", "a=b"]
+    assert {each["p"] for each in rows} == {"-0.5"}
 
 
 def test_every_token_has_its_rank_and_what_was_expected(model):

@@ -22,6 +22,7 @@ from minillm_repl.lessons import Lesson
 from minillm_repl.lessons.course import read_lessons
 from minillm_repl.lessons.progress import LessonProgress, Progress, student_folder
 from minillm_repl.render.console import FIGURES, TITLE, Screen
+from minillm_repl.render.csv_table import plain_cell
 from minillm_repl.render.export import check_overwritable, write_view
 from minillm_repl.render.tables import plain_table
 from minillm_repl.safetext import safe_line
@@ -29,9 +30,6 @@ from minillm_repl.storage.paths import user_path
 
 _MAX_STUDENTS = 1_000  # files that are read; a larger folder is no class
 _MAX_SHOWN = 24  # characters of a name in the table; the spreadsheet has all of it
-# A spreadsheet takes a cell that begins with one of these for a formula, which can run programs;
-# the wide forms are those of a Korean keyboard.
-_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 
 
 @dataclass(frozen=True)
@@ -133,7 +131,7 @@ def class_csv(students: Iterable[Student], lessons: dict[int, Lesson]) -> str:
         rows.append([each.name, *cells, *figures, each.touched])
     out = StringIO()
     writer = csv.writer(out, quoting=csv.QUOTE_ALL)
-    writer.writerows([_plain_cell(cell) for cell in row] for row in rows)
+    writer.writerows([plain_cell(safe_line(cell)) for cell in row] for row in rows)
     return out.getvalue()
 
 
@@ -178,8 +176,3 @@ def _lesson_cell(lesson: LessonProgress | None) -> str:
     if lesson.done:
         return _("finished {day}", day=_day(lesson.finished)).strip()
     return _("screen {n}, {day}", n=lesson.screen + 1, day=_day(lesson.touched)).strip(" ,")
-
-
-def _plain_cell(text: str) -> str:
-    text = safe_line(text)
-    return f"'{text}" if text.lstrip().startswith(_FORMULA) else text

@@ -6,6 +6,14 @@ import json
 from typing import Any
 
 Row = dict[str, Any]
+# A spreadsheet takes a cell that begins with one of these for a formula, which can run programs;
+# the wide forms are those of a Korean keyboard.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
+
+
+def plain_cell(text: str) -> str:
+    """Return a text that no spreadsheet takes for a formula: some begin with an apostrophe."""
+    return f"'{text}" if text.lstrip().startswith(_FORMULA) or text[:1] in _FORMULA else text
 
 
 def csv_text(fields: Row, table: tuple[str, ...] = ()) -> str:
@@ -60,7 +68,7 @@ def _flat(value: Any, path: str = "") -> Row:
     if path.endswith("bytes") and isinstance(value, list):
         return {path: json.dumps(value)}
     if not isinstance(value, dict | list):
-        return {path: value}
+        return {path: plain_cell(value) if isinstance(value, str) else value}
     items = value.items() if isinstance(value, dict) else enumerate(value)
     row: Row = {}
     for name, each in items:

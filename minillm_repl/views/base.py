@@ -23,7 +23,7 @@ from minillm_repl.repl.places import Place
 from minillm_repl.repl.quoting import TO_SCREEN, Output
 from minillm_repl.repl.shell import Shell
 from minillm_repl.repl.signals import run_interruptibly
-from minillm_repl.safetext import safe_line
+from minillm_repl.safetext import safe, safe_line
 from minillm_repl.storage.paths import user_path
 from minillm_repl.tokenizer.lookup import count_prefix_spaces, find_token_ids
 from minillm_repl.tokenizer.truncation import Truncation
@@ -272,7 +272,8 @@ def show(
         return
     text = view.to_csv() if output.is_csv else view.to_json()
     if output.file == "-":
-        shell.screen.out.file.write(text)
+        out = shell.screen.out  # a pipe gets the text as it is
+        out.file.write(safe(text) if out.is_terminal else text)
     else:
         path = user_path(output.file)
         write_view(path, text.encode(), overwrite=output.overwrite)

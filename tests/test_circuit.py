@@ -13,10 +13,11 @@ from minillm_repl.views import circuit
 from minillm_repl.views.edges import WRITES, Graph, cut_hook, scores
 from minillm_repl.views.inspected_text import InspectedText
 from minillm_repl.views.patching import measure
-from tests.test_huggingface import FAMILIES, random_ids, random_model
+from tests.test_huggingface import FAMILIES, random_model
 from tests.test_patching import (  # noqa: F401 - one is a fixture
     direct,
     fraction,
+    on_two_texts,
     reading,
     run,
     seen,
@@ -112,15 +113,7 @@ POST = "gemma2", "gemma3, two ropes, a cap", "olmo3", "exaone4, windows"
 @pytest.fixture(params=POST, scope="module")
 def normed(request, tmp_path_factory):
     """The same as `three`, of models that normalise what attention adds."""
-    theirs, folder = random_model(*FAMILIES[request.param]), tmp_path_factory.mktemp("model")
-    theirs.save_pretrained(folder)
-    checkpoint = load(folder)
-    ours = build(checkpoint.config, checkpoint.tensors)
-    a, b = (
-        InspectedText(ours, checkpoint.tokenizer, tuple(random_ids(12, seed)[0].tolist()))
-        for seed in (8, 0)
-    )
-    return theirs.double(), a, b
+    return on_two_texts(request.param, tmp_path_factory.mktemp("model"))
 
 
 def written_after_a_norm(model, subject, sender):

@@ -17,10 +17,9 @@ from tests.test_huggingface import FAMILIES, random_ids, random_model
 LAYER, HEAD, POSITION = 1, 2, 11
 
 
-@pytest.fixture(params=["llama", "qwen3"], scope="module")
-def three(request, tmp_path_factory):
+def on_two_texts(family, folder):
     """A model of transformers' in float64, and ours of the same weights on two texts, A and B."""
-    theirs, folder = random_model(*FAMILIES[request.param]), tmp_path_factory.mktemp("model")
+    theirs = random_model(*FAMILIES[family])
     theirs.save_pretrained(folder)
     checkpoint = load(folder)
     ours = build(checkpoint.config, checkpoint.tensors)
@@ -29,6 +28,11 @@ def three(request, tmp_path_factory):
         for seed in (8, 0)
     )
     return theirs.double(), a, b
+
+
+@pytest.fixture(params=["llama", "qwen3"], scope="module")
+def three(request, tmp_path_factory):
+    return on_two_texts(request.param, tmp_path_factory.mktemp("model"))
 
 
 def run(model, ids, module, change, *, of_input=False):
